@@ -1,0 +1,1 @@
+"""From raw interactions to the cohort of a node."""

@@ -1,0 +1,52 @@
+"""The users of one node: what they did and what is held out to judge the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec_app.data.histories import Histories
+from fedrec_app.seeding import user_key
+
+Part = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The users of one node. Nothing in here ever enters a message.
+
+    Attributes:
+        user_ids: ids as they stand in the data, one a user.
+        num_items: size of the catalog that item positions refer to.
+        train: what each user's model is trained on, oldest first.
+        validation: what is held out to choose the round and the settings.
+        test: what is held out to be read once.
+        never_negative: items that are never drawn as a user's training negatives. `train` in every honest protocol;
+            the leaky one adds the held-out items, which gives the answer away.
+    """
+
+    user_ids: tuple[str, ...]
+    num_items: int
+    train: Histories
+    validation: Histories
+    test: Histories
+    never_negative: Histories
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """(num_users,) what stands for each user in random streams, the same on every node."""
+        return np.array([user_key(user) for user in self.user_ids], dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def known(self, part: Part) -> Histories:
+        """Returns what a model may see of each user when `part` is predicted: at test time, validation is past."""
+        return self.train if part == "validation" else self.train.followed_by(self.validation)
+
+    def held_out(self, part: Part) -> Histories:
+        """Returns what is to be predicted."""
+        return self.validation if part == "validation" else self.test

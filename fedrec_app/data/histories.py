@@ -1,0 +1,91 @@
+"""Item lists of many users in one compressed block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The item lists of `len(self)` users, oldest item first.
+
+    Attributes:
+        indptr: (num_users + 1,) int64; user u's items are `items[indptr[u]:indptr[u + 1]]`.
+        items: (num_items_in_all_lists,) int64 positions in the catalog.
+    """
+
+    indptr: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Sequence[int] | NDArray[np.int64]]) -> Histories:
+        """Returns the block that holds these lists, one a user."""
+        arrays = [np.asarray(items, dtype=np.int64) for items in lists]
+        indptr = np.zeros(len(arrays) + 1, dtype=np.int64)
+        np.cumsum([len(a) for a in arrays], out=indptr[1:])
+        return cls(indptr, np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64))
+
+    @classmethod
+    def from_rows(
+        cls, users: NDArray[np.int64], items: NDArray[np.int64], num_users: int
+    ) -> Histories:
+        """Returns the block of rows (user, item); the order of a user's rows is kept.
+
+        Args:
+            users: (num_rows,) positions of users, each below num_users.
+            items: (num_rows,) positions of items.
+            num_users: how many lists the block has, empty ones included.
+        """
+        order = np.argsort(users, kind="stable")
+        indptr = np.zeros(num_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(users, minlength=num_users), out=indptr[1:])
+        return cls(indptr, np.asarray(items, dtype=np.int64)[order])
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __getitem__(self, user: int) -> NDArray[np.int64]:
+        """Returns the items of one user, oldest first (a view)."""
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(num_users,) number of items of each user."""
+        return np.diff(self.indptr)
+
+    def rows(self) -> NDArray[np.int64]:
+        """Returns (num_rows,) the user of each entry of `items`."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    def select(self, users: NDArray[np.int64]) -> Histories:
+        """Returns the lists of these users, in this order.
+
+        Args:
+            users: (num_selected,) positions of users.
+        """
+        lengths = self.lengths[users]
+        indptr = np.zeros(len(users) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        offsets = np.arange(indptr[-1]) - np.repeat(indptr[:-1], lengths)
+        return Histories(indptr, self.items[np.repeat(self.indptr[users], lengths) + offsets])
+
+    def followed_by(self, later: Histories) -> Histories:
+        """Returns for every user his list followed by his list in `later`.
+
+        Args:
+            later: as many lists as this block has.
+        """
+        if len(later) != len(self):
+            raise ValueError(f"histories of {len(self)} and {len(later)} users do not match")
+        users = np.concatenate([self.rows(), later.rows()])
+        return Histories.from_rows(users, np.concatenate([self.items, later.items]), len(self))
+
+    def matrix(self, num_items: int) -> NDArray[np.bool_]:
+        """Returns (num_users, num_items) whether the user has the item: for blocks of users, not for all of them."""
+        dense = np.zeros((len(self), num_items), dtype=np.bool_)
+        dense[self.rows(), self.items] = True
+        return dense
