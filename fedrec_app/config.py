@@ -1,0 +1,277 @@
+"""Run configuration: flat dotted keys, one frozen section a prefix, checked before anything starts.
+
+Flower hands an app a flat mapping of scalars (`[tool.flwr.app.config]` with `-c` overrides). `RunConfig.from_flat` turns it
+into typed sections and refuses what it does not know. Keys left at "auto" take the model's own recipe (`RunConfig.resolve`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedrec_app.errors import ConfigError, unknown
+
+Scalar = bool | int | float | str
+Auto = Literal["auto"]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _parse_ks(value: object) -> object:
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ValueError('a list of positive whole numbers such as "5,10,20" is expected')
+        return tuple(sorted({int(part) for part in parts}))
+    return value
+
+
+class Section(BaseModel):
+    """Keys of one prefix; frozen, and unknown keys are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab, populate_by_name=True)
+
+
+class DataConfig(Section):
+    name: str = "synthetic"
+    path: str = ""
+    columns: str = ""
+    options: str = "{}"
+    protocol: Literal["leave-one-out", "temporal", "leaky-pfedrec"] = "leave-one-out"
+    min_interactions: int = Field(5, ge=1)
+    partition: str = "users"
+    seed: int = Field(0, ge=0)
+
+
+class ModelConfig(Section):
+    name: str = "mf"
+    embedding_dim: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    options: str = "{}"
+
+
+class TrainConfig(Section):
+    unit: Auto | Literal["user", "node"] = "auto"
+    user_fraction: float = Field(1.0, gt=0, le=1)
+    local_epochs: Auto | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=0)] = "auto"
+    optimizer: Auto | Literal["sgd", "adam", "adamw"] = "auto"
+    learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
+    private_learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
+    private_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
+    num_negatives: Auto | Annotated[int, Field(ge=0)] = "auto"
+    weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
+    device: str = "cpu"
+
+
+class StrategyConfig(Section):
+    name: str = "auto"
+    options: str = "{}"
+    fraction_train: float = Field(1.0, gt=0, le=1)
+    min_nodes: int = Field(1, ge=1)
+    round_timeout: float = Field(3600.0, gt=0)
+
+
+class EvaluateConfig(Section):
+    every: int = Field(1, ge=1)
+    ks: Annotated[tuple[int, ...], BeforeValidator(_parse_ks)] = (5, 10, 20)
+    metric: str = "ndcg@10"
+    early_stopping_rounds: int = Field(0, ge=0)
+    bootstrap: int = Field(200, ge=0, le=10_000)
+
+
+class PrivacyConfig(Section):
+    min_cohort: int = Field(20, ge=1)
+
+
+class RunConfig(Section):
+    """Every setting of a run. Attributes are the keys with `-` as `_` and `.` as attribute access."""
+
+    seed: int = Field(0, ge=0)
+    num_server_rounds: int = Field(100, ge=1)
+    output_dir: str = ""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+
+    @model_validator(mode="after")
+    def _metric_is_computed(self) -> RunConfig:
+        name, _, k = self.evaluate.metric.partition("@")
+        known = ("hr", "ndcg", "recall", "precision", "f1", "mrr")
+        if name not in known or k not in {str(k) for k in self.evaluate.ks}:
+            raise ValueError(
+                f"evaluate.metric is {self.evaluate.metric!r}: one of {', '.join(known)} at one of {self.evaluate.ks}"
+            )
+        return self
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, object]) -> RunConfig:
+        """Returns the typed configuration of flat dotted keys; what is not given takes its default.
+
+        Raises:
+            ConfigError: a key is unknown or a value does not fit; every problem is named, with the nearest match.
+        """
+        known = set(cls().flat())
+        problems = [unknown("setting", key, known) for key in flat if key not in known]
+        if problems:
+            raise ConfigError("; ".join(problems))
+        nested: dict[str, Any] = {}
+        for key, value in flat.items():
+            section, _, name = key.rpartition(".")
+            (nested.setdefault(section, {}) if section else nested)[name] = value
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_describe(problem) for problem in error.errors())) from None
+
+    def flat(self) -> dict[str, Scalar]:
+        """Returns every setting under its dotted key, as Flower would carry it."""
+        result: dict[str, Scalar] = {}
+        for key, value in self.model_dump(by_alias=True, exclude={"data", *_SECTIONS}).items():
+            result[key] = value
+        for name in _SECTIONS:
+            for key, value in getattr(self, name).model_dump(by_alias=True).items():
+                is_list = isinstance(value, tuple)
+                result[f"{name}.{key}"] = ",".join(str(v) for v in value) if is_list else value
+        return result
+
+    def resolve(self, recipe: Mapping[str, Scalar]) -> RunConfig:
+        """Returns the configuration with every "auto" replaced by the model's own value.
+
+        Args:
+            recipe: dotted key -> value, from the model. Options of the recipe's strategy go under those the user gave,
+                and only where the run uses that strategy.
+        """
+        flat = self.flat()
+        resolved = {key: recipe.get(key, value) if value == "auto" else value for key, value in flat.items()}
+        left = sorted(key for key, value in resolved.items() if value == "auto")
+        if left:
+            raise ConfigError(f"the model {self.model.name!r} has no value of its own for {', '.join(left)}: set them")
+        if resolved["strategy.name"] == recipe.get("strategy.name") and "strategy.options" in recipe:
+            own = parse_options(str(recipe["strategy.options"]), "strategy.options")
+            own.update(parse_options(self.strategy.options, "strategy.options"))
+            resolved["strategy.options"] = json.dumps(own, sort_keys=True)
+        return RunConfig.from_flat(resolved)
+
+    def changed(self) -> dict[str, Scalar]:
+        """Returns the settings that differ from the defaults."""
+        defaults = RunConfig().flat()
+        return {key: value for key, value in self.flat().items() if value != defaults[key]}
+
+
+_SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy")
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"][:2]) or "settings"
+    # A union's members are reported one by one; the key is what the reader needs.
+    return f"{key} is {problem['input']!r}: {problem['msg']}" if key != "settings" else str(problem["msg"])
+
+
+def parse_options(text: str, key: str) -> dict[str, Any]:
+    """Returns the JSON object in the setting `key`.
+
+    Raises:
+        ConfigError: the text is not a JSON object.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{key} is {text!r}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key} is {text!r}: a JSON object such as '{{\"name\": 1}}' is expected")
+    return value
+
+
+def validate_options(schema: type[BaseModel], options: Mapping[str, Any], owner: str) -> Any:
+    """Returns `schema` filled with the options.
+
+    Args:
+        schema: the pydantic model of the owner's options.
+        options: name -> value; names may be written with `-` or `_`.
+        owner: who they belong to, for the error ("strategy 'fedadam'").
+
+    Raises:
+        ConfigError: an option is unknown or a value does not fit.
+    """
+    given = {key.replace("-", "_"): value for key, value in options.items()}
+    problems = [
+        unknown(f"option of {owner}", key, schema.model_fields) for key in given if key not in schema.model_fields
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, p['loc']))} is {p['input']!r}: {p['msg']}" for p in error.errors())
+        raise ConfigError(f"options of {owner}: {found}") from None
+
+
+_PAIR = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*=\s*('[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]+)(?=\s|$)")
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Scalar]:
+    """Returns the settings in several `-c` texts: TOML pairs `key=value`, or a path to a .toml file; the last one wins.
+
+    Unlike Flower's own parser nothing is ignored: what is not understood is an error.
+
+    Raises:
+        ConfigError: a text is not made of `key=value` pairs, or a value is not a TOML scalar.
+    """
+    result: dict[str, Scalar] = {}
+    for text in texts:
+        if text.strip().endswith(".toml") and "=" not in text:
+            result.update(_read_toml(Path(text.strip()).expanduser()))
+            continue
+        position = 0
+        while position < len(text.rstrip()):
+            match = _PAIR.match(text, position)
+            if match is None:
+                raise ConfigError(
+                    f"cannot read {text[position:].strip()!r} in -c {text!r}: pairs such as "
+                    f"""'num-server-rounds=5 data.name="ml-100k"' are expected (texts in quotes)"""
+                )
+            key, value = match.groups()
+            try:
+                result[key] = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                raise ConfigError(
+                    f"{key}={value}: a number, true, false or a text in quotes is expected (did you mean {key}=\"{value}\"?)"
+                ) from None
+            position = match.end()
+    return result
+
+
+def _read_toml(path: Path) -> dict[str, Scalar]:
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}")
+    try:
+        tables = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    flat: dict[str, Scalar] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_toml(flat: Mapping[str, Scalar]) -> str:
+    """Returns flat settings as a TOML file that `-c FILE.toml` reads."""
+    lines = []
+    for key, value in flat.items():
+        name = ".".join(part for part in key.split("."))
+        lines.append(f"{name} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"

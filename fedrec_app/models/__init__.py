@@ -1,0 +1,1 @@
+"""Recommenders: torch models that say what is shared and what is private."""

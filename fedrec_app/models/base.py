@@ -1,0 +1,179 @@
+"""The contract of a recommender.
+
+    class Popularity(Recommender):                      # one shared number an item
+        name, sampling = "popularity-bias", "pointwise"
+
+        def bind(self, catalog, cohort):
+            self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
+
+        def loss(self, batch):
+            return pointwise_loss(self.item_bias[batch["items"]], batch)
+
+        def encode(self, histories, users):
+            return {"num_users": torch.tensor(len(histories))}
+
+        def score(self, state, items):
+            return self.item_bias[items].expand(int(state["num_users"]), -1)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from fedrec_app.config import Scalar
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.histories import Histories
+from fedrec_app.seeding import rng, torch_seed
+
+Batch = dict[str, Tensor]
+UserState = dict[str, Tensor]
+Sampling = Literal["pointwise", "all-items"]
+
+
+class ModelOptions(BaseModel):
+    """Options of a model; unknown ones are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recommender(nn.Module):
+    """A torch model whose parameters are shared, or private with one row a user.
+
+    Class attributes:
+        sampling: the batches that `loss` is given. "pointwise": "user" (B,), "items" (B, n), "labels" (B, n), "weights" (B, n);
+            "all-items": "user" (B,), "positives" (B, num_items) 0/1, "examples" (B,) number of positives.
+        couples_users: a user's loss depends on other users of the node; refused with `train.unit = "user"`.
+        recipe: setting -> the model's own value, for every setting left at "auto".
+        Options: the schema of `model.options`.
+
+    Args:
+        embedding_dim: width of embeddings.
+        options: an instance of `Options`.
+    """
+
+    name: ClassVar[str] = ""
+    summary_line: ClassVar[str] = ""
+    sampling: Sampling = "pointwise"
+    couples_users: ClassVar[bool] = False
+    recipe: ClassVar[Mapping[str, Scalar]] = {}
+    Options: ClassVar[type[ModelOptions]] = ModelOptions
+
+    def __init__(self, embedding_dim: int, options: Any) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.options = options
+
+    def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
+        """Makes the parameters, sized for the catalog and the users of a node (none on the server)."""
+        raise NotImplementedError
+
+    def private_names(self) -> list[str]:
+        """Returns parameters with one row a user; they never leave the node."""
+        return []
+
+    def shared_names(self) -> list[str]:
+        """Returns every other parameter, in a fixed order."""
+        private = set(self.private_names())
+        return [name for name, _ in self.named_parameters() if name not in private]
+
+    def row_names(self) -> list[str]:
+        """Returns shared parameters with one row an item of the catalog."""
+        return []
+
+    def private_std(self) -> float:
+        """Returns the standard deviation that private rows start with."""
+        return 0.01
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns `loss(batch)`: what `torch.func.functional_call` calls."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Returns (num_units,) the mean loss of each unit of a batch: a user, or an example."""
+        raise NotImplementedError
+
+    def encode(self, histories: Histories, users: Tensor) -> UserState:
+        """Returns what `score` needs to know of users.
+
+        Args:
+            histories: what each user did, oldest first.
+            users: (num_users,) their rows in the private parameters.
+        """
+        raise NotImplementedError
+
+    def score(self, state: UserState, items: Tensor) -> Tensor:
+        """Returns (num_users, num_items) scores, higher is better.
+
+        Args:
+            state: what `encode` returned.
+            items: (num_items,) positions in the catalog.
+        """
+        raise NotImplementedError
+
+    def solve_private(self, histories: Histories) -> dict[str, Tensor] | None:
+        """Returns private rows in closed form for the shared parameters as they are, or None: by gradient.
+
+        Args:
+            histories: what each user did.
+        """
+        return None
+
+
+def pointwise_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Returns (B,) the weighted mean binary cross-entropy of each unit.
+
+    Args:
+        logits: (B, n) scores before the sigmoid.
+        batch: a "pointwise" batch.
+    """
+    each = nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none")
+    return (each * batch["weights"]).sum(-1) / batch["weights"].sum(-1).clamp(min=1.0)
+
+
+def initialise(model: Recommender, catalog: Catalog, cohort: Cohort | None, seed: int) -> Recommender:
+    """Returns the model bound, with shared parameters drawn from the seed and private rows from (seed, user)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "shared-parameters"))
+        model.bind(catalog, cohort)
+    if cohort is not None:
+        rows = initial_private(model, cohort.keys, seed)
+        with torch.no_grad():
+            for name, value in rows.items():
+                model.get_parameter(name).copy_(torch.from_numpy(value))
+    return model
+
+
+def initial_private(model: Recommender, keys: NDArray[np.uint64], seed: int) -> dict[str, NDArray[np.float32]]:
+    """Returns the private rows that users start with, the same wherever they are placed.
+
+    Args:
+        model: bound.
+        keys: (num_users,) keys of users.
+        seed: the run's.
+    """
+    shapes = {name: tuple(model.get_parameter(name).shape[1:]) for name in model.private_names()}
+    rows = {name: np.empty((len(keys), *shape), dtype=np.float32) for name, shape in shapes.items()}
+    for position, key in enumerate(keys):
+        generator = rng(seed, "private-parameters", int(key))
+        for name, shape in shapes.items():
+            rows[name][position] = generator.normal(0.0, model.private_std(), size=shape)
+    return rows
+
+
+def model_hash(model: Recommender) -> str:
+    """Returns the identity of the shared parameters: names, shapes and dtypes."""
+    described = [
+        [name, list(model.get_parameter(name).shape), str(model.get_parameter(name).dtype)]
+        for name in model.shared_names()
+    ]
+    return hashlib.sha256(json.dumps([model.name, described]).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""NeuMF: generalised matrix factorisation beside a multi-layer perceptron.
+
+Neural Collaborative Filtering, He et al., WWW 2017, https://arxiv.org/abs/1708.05031 (section 3.4). User embeddings are private; item
+embeddings and layers are shared.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.histories import Histories
+from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState, pointwise_loss
+
+
+class NeuMF(Recommender):
+    """Two private embeddings a user, one for the product and one for the perceptron."""
+
+    name = "neumf"
+    summary_line = "neural collaborative filtering: GMF and MLP, private user embeddings"
+
+    class Options(ModelOptions):
+        """layers: widths of the perceptron after its 2 d inputs; init_std of embeddings."""
+
+        layers: tuple[int, ...] = (32, 16, 8)
+        init_std: float = Field(0.1, gt=0)
+
+        @field_validator("layers")
+        @classmethod
+        def _positive(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+            if not layers or min(layers) < 1:
+                raise ValueError("at least one layer, each at least 1 wide, is expected")
+            return layers
+
+    def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
+        """Makes (num_items, d) item and (num_users, d) user embeddings, two of each, and the layers."""
+        num_users = 0 if cohort is None else len(cohort)
+        d, std = self.embedding_dim, self.options.init_std
+        self.item_gmf = nn.Parameter(torch.randn(len(catalog), d) * std)
+        self.item_mlp = nn.Parameter(torch.randn(len(catalog), d) * std)
+        self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
+        widths = [2 * d, *self.options.layers]
+        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.output = nn.Linear(d + widths[-1], 1)
+        self.user_gmf = nn.Parameter(torch.zeros(num_users, d))
+        self.user_mlp = nn.Parameter(torch.zeros(num_users, d))
+
+    def private_names(self) -> list[str]:
+        """Returns the user embeddings."""
+        return ["user_gmf", "user_mlp"]
+
+    def row_names(self) -> list[str]:
+        """Returns the item embeddings and biases."""
+        return ["item_gmf", "item_mlp", "item_bias"]
+
+    def private_std(self) -> float:
+        """Returns the standard deviation of new user embeddings."""
+        return self.options.init_std
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Returns (num_units,) mean binary cross-entropy."""
+        user = batch["user"]
+        return pointwise_loss(self._logits(self.user_gmf[user], self.user_mlp[user], batch["items"]), batch)
+
+    def encode(self, histories: Histories, users: Tensor) -> UserState:
+        """Returns the private rows: what users did is in them."""
+        return {"gmf": self.user_gmf[users], "mlp": self.user_mlp[users]}
+
+    def score(self, state: UserState, items: Tensor) -> Tensor:
+        """Returns (num_users, num_items) logits."""
+        each = items.expand(len(state["gmf"]), -1)
+        return self._logits(state["gmf"], state["mlp"], each)
+
+    def _logits(self, gmf: Tensor, mlp: Tensor, items: Tensor) -> Tensor:
+        """Returns (B, n) logits of users (B, d) with items (B, n)."""
+        product = self.item_gmf[items] * gmf[:, None, :]
+        hidden = torch.cat([mlp[:, None, :].expand(-1, items.shape[1], -1), self.item_mlp[items]], dim=-1)
+        for layer in self.mlp:
+            hidden = torch.relu(layer(hidden))
+        return self.output(torch.cat([product, hidden], dim=-1))[..., 0] + self.item_bias[items]

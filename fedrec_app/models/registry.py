@@ -1,0 +1,39 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+from fedrec_app.config import ModelConfig, parse_options, validate_options
+from fedrec_app.errors import ConfigError
+from fedrec_app.models.base import Recommender
+from fedrec_app.plugins import find
+
+GROUP = "fedrec.models"
+BUILT_IN = {
+    "mf": "fedrec_app.models.mf:MatrixFactorization",
+    "neumf": "fedrec_app.models.neumf:NeuMF",
+}
+
+
+def model_class(name: str) -> type[Recommender]:
+    """Returns the class of a model.
+
+    Raises:
+        ConfigError: no such model, or the class found is not a Recommender.
+    """
+    found = find("model", name, BUILT_IN, GROUP)
+    if not issubclass(found, Recommender):
+        raise ConfigError(f"model {name!r} is {found.__name__}, which is not a fedrec_app.api.Recommender")
+    return found
+
+
+def make_model(config: ModelConfig) -> Recommender:
+    """Returns the model that the configuration names, not bound yet.
+
+    Raises:
+        ConfigError: the model or one of its options is unknown.
+    """
+    found = model_class(config.name)
+    options = validate_options(found.Options, parse_options(config.options, "model.options"), f"model {config.name!r}")
+    if isinstance(config.embedding_dim, str):
+        raise ConfigError("model.embedding-dim is 'auto': resolve the configuration first")
+    return found(config.embedding_dim, options)

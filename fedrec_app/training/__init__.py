@@ -1,0 +1,1 @@
+"""Local training: what a node does with its users between two messages."""

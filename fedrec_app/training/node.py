@@ -1,0 +1,129 @@
+"""A node pools its users and trains one copy of the shared parameters on all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.models.base import Batch, Recommender
+from fedrec_app.seeding import rng
+from fedrec_app.training import batches, optimizers, sampling
+from fedrec_app.training.plan import Arrays, FitPlan, FitSums
+from fedrec_app.training.private_rows import fit_private, put, step_rows, take
+from fedrec_app.training.users import load_shared, participants
+
+
+def fit_node(
+    model: Recommender, cohort: Cohort, shared: Arrays, rows: Arrays, plan: FitPlan, partition_id: int
+) -> FitSums:
+    """Returns the node's weighted delta as sums over one unit; private rows are changed in place.
+
+    Args:
+        model: bound to the catalog and the cohort.
+        cohort: the users of this node.
+        shared: parameters received, float32, by name; not changed.
+        rows: private rows and optimiser states of the cohort; changed in place.
+        plan: what to do; a mini-batch holds `batch_size` positives of any users (0: 1024).
+        partition_id: of the node, for the order of mini-batches.
+    """
+    start = load_shared(model, shared)
+    counted = model.row_names() if plan.weighting == "rows" else []
+    sums = FitSums.zeros(shared, counted)
+    users = participants(cohort, plan)
+    if len(users) == 0:
+        return sums
+    fit_private(
+        model, start, rows, cohort.train, cohort.never_negative, cohort.keys, users, plan, plan.private_epochs, "private"
+    )
+    local = {name: tensor.clone() for name, tensor in start.items()}
+    states = {name: optimizers.empty_state(plan.optimizer, t, rows=False) for name, t in local.items()}
+    losses, num_batches = 0.0, 0
+    for epoch in range(plan.local_epochs):
+        for batch, members in _mini_batches(model, cohort, users, plan, epoch, partition_id):
+            losses += _step(model, local, states, start, rows, batch, members, plan)
+            num_batches += 1
+    examples = int(cohort.train.lengths[users].sum())
+    weight = {"examples": float(examples), "uniform": 1.0}.get(plan.weighting, float(len(users)))
+    for name, tensor in local.items():
+        delta = (tensor - start[name]).double().numpy()
+        sums.delta[name] += weight * delta
+        if name in sums.count:
+            sums.count[name] += weight * np.any(delta.reshape(len(delta), -1) != 0, axis=1)
+    sums.weight, sums.num_users, sums.num_examples = weight, len(users), examples
+    sums.loss = losses / max(num_batches, 1) * examples
+    return sums
+
+
+def _step(
+    model: Recommender,
+    local: dict[str, Tensor],
+    states: dict[str, dict[str, Tensor]],
+    start: dict[str, Tensor],
+    rows: Arrays,
+    batch: Batch,
+    members: NDArray[np.int64],
+    plan: FitPlan,
+) -> float:
+    names = model.private_names()
+    values, own_states = take(rows, names, members)
+    leaves = {name: t.detach().requires_grad_(True) for name, t in {**local, **values}.items()}
+    losses = functional_call(model, leaves, (batch,))
+    # Shared parameters follow the mean over units; a private row follows the mean over its own units, however many share the mini-batch.
+    grads = dict(zip(leaves, torch.autograd.grad(losses.mean(), list(leaves.values())), strict=True))
+    units = torch.bincount(batch["user"], minlength=len(members)).float()
+    for name in local:
+        grad = grads[name]
+        if plan.proximal_mu:
+            grad = grad + plan.proximal_mu * (local[name] - start[name])
+        local[name], states[name] = optimizers.step(
+            plan.optimizer, local[name], grad, states[name], plan.learning_rate, plan.weight_decay
+        )
+    own = {}
+    for name in names:
+        scale = (len(losses) / units).reshape(-1, *([1] * (grads[name].ndim - 1)))
+        own[name] = grads[name] * scale
+    step_rows(plan, values, own_states, own)
+    put(rows, members, values, own_states)
+    return float(losses.detach().mean())
+
+
+def _mini_batches(
+    model: Recommender, cohort: Cohort, users: NDArray[np.int64], plan: FitPlan, epoch: int, partition_id: int
+):  # type: ignore[no-untyped-def]
+    """Yields (batch, members): "user" in the batch is a position in `members`, which are users of the cohort."""
+    generator = rng(plan.seed, "node-order", plan.server_round, epoch, partition_id)
+    size = plan.batch_size or 1024
+    if model.sampling == "all-items":
+        order = generator.permutation(users)
+        for at in range(0, len(order), size):
+            members = np.sort(order[at : at + size])
+            yield batches.all_items(cohort.train, members, cohort.num_items), members
+        return
+    base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
+    samples, no_negatives = sampling.draw_epoch(
+        base, epoch, cohort.keys, cohort.train, cohort.never_negative, cohort.num_items, plan.num_negatives
+    )
+    owners = cohort.train.rows()
+    taking_part = np.zeros(len(cohort), dtype=bool)
+    taking_part[users] = True
+    order = generator.permutation(np.flatnonzero(taking_part[owners]))
+    for at in range(0, len(order), size):
+        chosen = order[at : at + size]
+        members, user = np.unique(owners[chosen], return_inverse=True)
+        labels = torch.zeros((len(chosen), samples.shape[1]))
+        labels[:, 0] = 1.0
+        weights = torch.ones_like(labels)
+        weights[torch.from_numpy(no_negatives[owners[chosen]]), 1:] = 0.0
+        yield (
+            {
+                "user": torch.from_numpy(user),
+                "items": torch.from_numpy(samples[chosen]),
+                "labels": labels,
+                "weights": weights,
+            },
+            members,
+        )

@@ -1,0 +1,42 @@
+"""Local optimisers as pure functions of (parameter, gradient, state), so that every user, or block of users, has its own state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def empty_state(optimizer: str, param: Tensor, rows: bool) -> State:
+    """Returns the state before the first step.
+
+    Args:
+        optimizer: "sgd", "adam" or "adamw".
+        param: the parameter.
+        rows: each row of the parameter counts its own steps (private parameters: one user a row).
+    """
+    if optimizer == "sgd":
+        return {}
+    steps = torch.zeros((len(param), *([1] * (param.ndim - 1))) if rows else ())
+    return {"m": torch.zeros_like(param), "v": torch.zeros_like(param), "t": steps}
+
+
+def step(
+    optimizer: str, param: Tensor, grad: Tensor, state: State, learning_rate: float, weight_decay: float = 0.0
+) -> tuple[Tensor, State]:
+    """Returns the parameter after one step, and its state; nothing is changed in place.
+
+    SGD; Adam (Kingma & Ba, ICLR 2015) with L2; AdamW (Loshchilov & Hutter, ICLR 2019). Betas .9 and .999, epsilon 1e-8, as torch's.
+    """
+    if optimizer != "adamw" and weight_decay:
+        grad = grad + weight_decay * param
+    if optimizer == "sgd":
+        return param - learning_rate * grad, state
+    t = state["t"] + 1
+    m = 0.9 * state["m"] + 0.1 * grad
+    v = 0.999 * state["v"] + 0.001 * grad * grad
+    if optimizer == "adamw":
+        param = param * (1 - learning_rate * weight_decay)
+    moved = param - learning_rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    return moved, {"m": m, "v": v, "t": t}

@@ -1,0 +1,1 @@
+"""Flower strategies for recommenders: they see named arrays and numbers, never models or data."""

@@ -1,0 +1,29 @@
+"""Weighted federated averaging.
+
+Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., AISTATS 2017,
+https://arxiv.org/abs/1602.05629. The next parameters are the current ones plus the weighted mean delta, times a server
+learning rate (1 in the paper: then they are the weighted mean of the clients' models).
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from strategies.base import MeanOptions, RecStrategy
+from strategies.optimizers import SGD
+
+
+class FedAvg(RecStrategy):
+    """Weighted federated averaging."""
+
+    name = "fedavg"
+    summary_line = "weighted mean of the clients' models (McMahan et al., AISTATS 2017)"
+
+    class Options(MeanOptions):
+        """learning_rate: factor on the mean delta, 1 for plain averaging."""
+
+        learning_rate: float = Field(1.0, gt=0)
+
+    def make_server_optimizer(self) -> SGD:
+        """Returns plain steps along the mean delta."""
+        return SGD(self.options.learning_rate)

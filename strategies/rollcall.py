@@ -1,0 +1,145 @@
+"""The roll-call: which nodes are there, which part of the users each one holds, and whether they fit this run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore import log
+
+from fedrec_app.errors import FedrecError
+from fedrec_app.records import ARRAYS, CONFIG, STAT, Arrays, Ask, Said, from_record
+from strategies.update import MAX_UNITS
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that answered the roll-call.
+
+    Attributes:
+        node_id: Flower's id, random in every run.
+        partition_id: which part of the users it holds; what sampling and order refer to.
+        num_partitions: how many parts there are, as the node was told.
+        num_users: users of its cohort with something to train on.
+        num_examples: their training interactions.
+    """
+
+    node_id: int
+    partition_id: int
+    num_partitions: int
+    num_users: int
+    num_examples: int
+
+
+@dataclass
+class Roster:
+    """The members of a run by node id.
+
+    Args:
+        catalog_hash: the catalog that a node must hold.
+        model_hash: names and shapes of the shared parameters that a node must have.
+        statistics: additive statistics to ask every node for ("item-counts").
+        timeout: seconds to wait for the answers to one roll-call.
+    """
+
+    catalog_hash: str
+    model_hash: str
+    statistics: Sequence[str] = ()
+    timeout: float = 60.0
+    members: dict[int, Member] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    sums: Arrays = field(default_factory=dict)
+    withheld: int = 0
+
+    def refresh(self, grid: Grid) -> None:
+        """Calls the nodes that are new, and forgets those that left."""
+        present = set(grid.get_node_ids())
+        for gone in set(self.members) - present:
+            log(INFO, "partition %s left", self.members.pop(gone).partition_id)
+        new = sorted(present - set(self.members) - set(self.refused))
+        if not new:
+            return
+        config = ConfigRecord({Ask.STATISTICS: ",".join(self.statistics)})
+        messages = [Message(RecordDict({CONFIG: config}), node, MessageType.QUERY) for node in new]
+        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            self._admit(reply)
+
+    def wait(self, grid: Grid, min_nodes: int) -> None:
+        """Calls until every partition that the nodes speak of is there, or the timeout has passed.
+
+        Raises:
+            FedrecError: fewer than `min_nodes` fit this run by then.
+        """
+        end = time.monotonic() + self.timeout
+        while True:
+            self.refresh(grid)
+            announced = max((m.num_partitions for m in self.members.values()), default=1)
+            if len(self.members) + len(self.refused) >= max(announced, min_nodes) or time.monotonic() > end:
+                break
+            time.sleep(0.2)
+        if len(self.members) < min_nodes:
+            reasons = "".join(f"\n  node {node}: {why}" for node, why in sorted(self.refused.items())[:10])
+            raise FedrecError(
+                f"{len(self.members)} of at least {min_nodes} nodes take part after {self.timeout:.0f} s{reasons}"
+            )
+        for name in list(self.sums):
+            if self.withheld:
+                del self.sums[name]
+
+    def partitions(self) -> list[Member]:
+        """Returns the members sorted by partition: the order that everything else follows."""
+        return sorted(self.members.values(), key=lambda member: member.partition_id)
+
+    def _admit(self, reply: Message) -> None:
+        node = reply.metadata.src_node_id
+        try:
+            member = self._read(reply)
+        except (ValueError, KeyError, TypeError) as error:
+            self.refused[node] = str(error)
+            log(WARNING, "node %s is refused: %s", node, error)
+            return
+        self.members[node] = member
+        arrays = reply.content.array_records.get(ARRAYS)
+        offered = from_record(arrays) if arrays is not None else {}
+        for name in self.statistics:
+            array = offered.get(STAT + name)
+            if array is None or array.dtype != np.int64 or array.ndim != 1 or (array < 0).any():
+                self.withheld += 1
+            elif name in self.sums and self.sums[name].shape != array.shape:
+                self.withheld += 1
+            else:
+                self.sums[name] = self.sums.get(name, np.zeros_like(array)) + array
+
+    def _read(self, reply: Message) -> Member:
+        if reply.has_error():
+            lines = [line.strip() for line in reply.error.reason.splitlines() if line.strip()]
+            raise ValueError(lines[-1] if lines else f"error {reply.error.code}")
+        said = reply.content.config_records[CONFIG]
+        for key, expected in ((Said.CATALOG, self.catalog_hash), (Said.MODEL, self.model_hash)):
+            if expected and said[key] != expected:
+                raise ValueError(f"its {key} is {str(said[key])[:12]}, this run's is {expected[:12]}")
+        numbers = [said[key] for key in (Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES)]
+        if not all(isinstance(n, int) and 0 <= n <= MAX_UNITS for n in numbers):
+            raise ValueError(f"its numbers {numbers} are not whole numbers from 0 to {MAX_UNITS:.0e}")
+        partition, *counts = [int(n) for n in numbers]  # type: ignore[arg-type]
+        if partition in {member.partition_id for member in self.members.values()}:
+            raise ValueError(f"partition {partition} is taken by another node")
+        return Member(reply.metadata.src_node_id, partition, *counts)
+
+
+def sample(members: Sequence[Member], size: int, generator: np.random.Generator) -> list[Member]:
+    """Returns `size` members, drawn by their place in the order of partitions, in that order."""
+    if size >= len(members):
+        return list(members)
+    chosen = generator.choice(len(members), size=size, replace=False)
+    return [members[i] for i in sorted(chosen)]
+
+
+def messages_to(members: Iterable[Member], content: RecordDict, kind: str, group: str) -> list[Message]:
+    """Returns one message a member, all with the same content."""
+    return [Message(content, member.node_id, kind, group_id=group) for member in members]

@@ -1,0 +1,159 @@
+"""The loop over rounds, for our strategies and for stock ones: train, evaluate, keep the best, stop early.
+
+Flower's own `Strategy.start` has no callback a round, no early stop and no way to continue; this one calls the same four
+methods of a strategy in the same order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from logging import INFO
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
+
+from fedrec_app.records import Ask, num_bytes
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did: times in seconds, traffic in bytes of payload over all nodes."""
+
+    round: int
+    seconds: float
+    train: dict[str, Any]
+    validation: dict[str, Any] | None
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass
+class Progress:
+    """A run so far.
+
+    Attributes:
+        arrays: the parameters after the last round.
+        best_arrays: the parameters of the best round on validation; the last ones where nothing was validated.
+        best_round: that round; 0 before any.
+        best_value: its validation metric.
+        rounds: a record of each round.
+        stopped_early: whether validation stopped improving before the last round.
+    """
+
+    arrays: ArrayRecord
+    best_arrays: ArrayRecord
+    best_round: int = 0
+    best_value: float = float("-inf")
+    rounds: list[RoundRecord] = field(default_factory=list)
+    stopped_early: bool = False
+
+
+class Hooks(Protocol):
+    """What a run does after each round."""
+
+    def on_round(self, record: RoundRecord, progress: Progress) -> None:
+        """Called after each round, best round already chosen."""
+        ...
+
+
+Evaluate = Callable[[int, ArrayRecord, ConfigRecord], tuple[MetricRecord | None, int, int]]
+
+
+def exchange(
+    grid: Grid, messages: Iterable[Message], timeout: float
+) -> tuple[list[Message], int, int]:
+    """Returns the replies that came within `timeout` seconds, and the bytes sent and received."""
+    outgoing = list(messages)
+    down = sum(num_bytes(message.content) for message in outgoing)
+    replies = list(grid.send_and_receive(outgoing, timeout=timeout)) if outgoing else []
+    return replies, down, sum(num_bytes(m.content) for m in replies if m.has_content())
+
+
+def run_rounds(
+    strategy: Strategy,
+    grid: Grid,
+    initial_arrays: ArrayRecord,
+    *,
+    num_rounds: int,
+    timeout: float = 3600,
+    train_config: ConfigRecord | None = None,
+    evaluate_config: ConfigRecord | None = None,
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    metric: str = "ndcg@10",
+    early_stopping_rounds: int = 0,
+    hooks: Hooks | None = None,
+) -> Progress:
+    """Returns the run after its last round.
+
+    Args:
+        strategy: any Flower strategy of the message API.
+        grid: how nodes are reached.
+        initial_arrays: shared parameters of round 0.
+        num_rounds: rounds to train.
+        timeout: seconds to wait for the replies of one exchange; no wait is longer.
+        train_config: sent to the nodes that train.
+        evaluate_config: sent to the nodes that evaluate.
+        evaluate_fn: Flower's evaluation on the server, called before the first round and after each.
+        evaluate: takes the place of the strategy's own configure_evaluate and aggregate_evaluate.
+        evaluate_every: validate each n-th round, and the last.
+        metric: validation metric that chooses the best round.
+        early_stopping_rounds: stop when the best round is this many rounds ago; 0: never.
+        hooks: what to do after each round.
+    """
+    progress = Progress(initial_arrays, initial_arrays)
+    judge = evaluate or _own_evaluation(strategy, grid, timeout)
+    if evaluate_fn is not None:
+        evaluate_fn(0, initial_arrays)
+    for server_round in range(1, num_rounds + 1):
+        began = time.perf_counter()
+        config = ConfigRecord(dict(train_config or {}))
+        config[Ask.KEEP_ROUND] = progress.best_round
+        messages = strategy.configure_train(server_round, progress.arrays, config, grid)
+        replies, down, up = exchange(grid, messages, timeout)
+        arrays, trained = strategy.aggregate_train(server_round, replies)
+        if arrays is not None:
+            progress.arrays = arrays
+        validation = None
+        if server_round % evaluate_every == 0 or server_round == num_rounds:
+            config = ConfigRecord(dict(evaluate_config or {}))
+            validation, more_down, more_up = judge(server_round, progress.arrays, config)
+            down, up = down + more_down, up + more_up
+        if evaluate_fn is not None:
+            evaluate_fn(server_round, progress.arrays)
+        _keep_best(progress, server_round, validation, metric)
+        seconds = time.perf_counter() - began
+        record = RoundRecord(server_round, seconds, dict(trained or {}), dict(validation) if validation else None, down, up)
+        progress.rounds.append(record)
+        if hooks is not None:
+            hooks.on_round(record, progress)
+        if early_stopping_rounds and server_round - progress.best_round >= early_stopping_rounds:
+            log(INFO, "stopped after round %s: no better %s since round %s", server_round, metric, progress.best_round)
+            progress.stopped_early = True
+            break
+    if progress.best_round == 0:
+        progress.best_round, progress.best_arrays = len(progress.rounds), progress.arrays
+    return progress
+
+
+def _keep_best(progress: Progress, server_round: int, validation: MetricRecord | None, metric: str) -> None:
+    value = (validation or {}).get(metric)
+    if isinstance(value, float) and value > progress.best_value:
+        progress.best_round, progress.best_value, progress.best_arrays = server_round, value, progress.arrays
+
+
+def _own_evaluation(strategy: Strategy, grid: Grid, timeout: float) -> Evaluate:
+    def evaluate(
+        server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> tuple[MetricRecord | None, int, int]:
+        messages = strategy.configure_evaluate(server_round, arrays, config, grid)
+        replies, down, up = exchange(grid, messages, timeout)
+        return strategy.aggregate_evaluate(server_round, replies), down, up
+
+    return evaluate
