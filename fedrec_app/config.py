@@ -68,7 +68,6 @@ class TrainConfig(Section):
     private_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
     num_negatives: Auto | Annotated[int, Field(ge=0)] = "auto"
     weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
-    device: str = "cpu"
 
 
 class StrategyConfig(Section):
@@ -77,10 +76,12 @@ class StrategyConfig(Section):
     fraction_train: float = Field(1.0, gt=0, le=1)
     min_nodes: int = Field(1, ge=1)
     round_timeout: float = Field(3600.0, gt=0)
+    join_timeout: float = Field(60.0, gt=0)
 
 
 class EvaluateConfig(Section):
     every: int = Field(1, ge=1)
+    fold_in_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
     ks: Annotated[tuple[int, ...], BeforeValidator(_parse_ks)] = (5, 10, 20)
     metric: str = "ndcg@10"
     early_stopping_rounds: int = Field(0, ge=0)

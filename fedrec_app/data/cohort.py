@@ -26,6 +26,7 @@ class Cohort:
         test: what is held out to be read once.
         never_negative: items that are never drawn as a user's training negatives. `train` in every honest protocol;
             the leaky one adds the held-out items, which gives the answer away.
+        ordered: the lists are in the order of time; False where the data has none.
     """
 
     user_ids: tuple[str, ...]
@@ -34,6 +35,7 @@ class Cohort:
     validation: Histories
     test: Histories
     never_negative: Histories
+    ordered: bool = True
 
     @property
     def keys(self) -> NDArray[np.uint64]:
@@ -46,6 +48,10 @@ class Cohort:
     def known(self, part: Part) -> Histories:
         """Returns what a model may see of each user when `part` is predicted: at test time, validation is past."""
         return self.train if part == "validation" else self.train.followed_by(self.validation)
+
+    def never_negative_for(self, part: Part) -> Histories:
+        """Returns the items that are never drawn as negatives while `part` is predicted: what is known, and `never_negative`."""
+        return self.never_negative if part == "validation" else self.never_negative.followed_by(self.validation)
 
     def held_out(self, part: Part) -> Histories:
         """Returns what is to be predicted."""

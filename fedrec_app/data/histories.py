@@ -89,3 +89,15 @@ class Histories:
         dense = np.zeros((len(self), num_items), dtype=np.bool_)
         dense[self.rows(), self.items] = True
         return dense
+
+
+def recency_weights(lengths: NDArray[np.int64], longest: int, recency: float) -> NDArray[np.float64]:
+    """Returns (B, longest) weights (1 + steps back)^-recency of items listed oldest first; 0 is padding.
+
+    Args:
+        lengths: (B,) number of items of each user.
+        longest: width.
+        recency: exponent; 0 weighs all alike.
+    """
+    back = lengths[:, None] - 1 - np.arange(longest)[None, :]
+    return np.where(back >= 0, (1.0 + np.maximum(back, 0)) ** -recency, 0.0)

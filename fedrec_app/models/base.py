@@ -37,7 +37,7 @@ from fedrec_app.seeding import rng, torch_seed
 
 Batch = dict[str, Tensor]
 UserState = dict[str, Tensor]
-Sampling = Literal["pointwise", "all-items"]
+Sampling = Literal["pointwise"]
 
 
 class ModelOptions(BaseModel):
@@ -50,8 +50,10 @@ class Recommender(nn.Module):
     """A torch model whose parameters are shared, or private with one row a user.
 
     Class attributes:
-        sampling: the batches that `loss` is given. "pointwise": "user" (B,), "items" (B, n), "labels" (B, n), "weights" (B, n);
-            "all-items": "user" (B,), "positives" (B, num_items) 0/1, "examples" (B,) number of positives.
+        sampling: the batches that `loss` is given. "pointwise": "user" (B,) rows of private parameters, "items" (B, n), "labels"
+            (B, n) 1 or 0, "weights" (B, n) 0 where padded, "share" (B,) how much of its user's positives a unit holds.
+        whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch.
+        solves_private: `solve_private` gives private rows in closed form; they are then solved anew and never stored.
         couples_users: a user's loss depends on other users of the node; refused with `train.unit = "user"`.
         recipe: setting -> the model's own value, for every setting left at "auto".
         Options: the schema of `model.options`.
@@ -63,7 +65,9 @@ class Recommender(nn.Module):
 
     name: ClassVar[str] = ""
     summary_line: ClassVar[str] = ""
-    sampling: Sampling = "pointwise"
+    sampling: ClassVar[Sampling] = "pointwise"
+    whole_catalog: bool = False
+    solves_private: bool = False
     couples_users: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Scalar]] = {}
     Options: ClassVar[type[ModelOptions]] = ModelOptions
@@ -120,13 +124,18 @@ class Recommender(nn.Module):
         """
         raise NotImplementedError
 
-    def solve_private(self, histories: Histories) -> dict[str, Tensor] | None:
-        """Returns private rows in closed form for the shared parameters as they are, or None: by gradient.
+    def solve_private(self, histories: Histories, serving: bool) -> dict[str, Tensor]:
+        """Returns private rows in closed form for the shared parameters as they are.
 
         Args:
-            histories: what each user did.
+            histories: what each user did, oldest first.
+            serving: the rows are to predict what comes next, not to train shared parameters with.
         """
-        return None
+        raise NotImplementedError
+
+    def recency(self) -> float:
+        """Returns how much more recent items weigh when private rows are fitted to serve: the exponent of (1 + steps back)^-recency."""
+        return 0.0
 
 
 def pointwise_loss(logits: Tensor, batch: Batch) -> Tensor:

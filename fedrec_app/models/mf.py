@@ -1,21 +1,24 @@
 """Matrix factorisation: item embeddings are shared, user embeddings are private.
 
-Losses: "bce", binary cross-entropy with sampled negatives (the loss of Neural Collaborative Filtering, He et al., WWW 2017); "all-items", the
-weighted squared loss over every item of implicit ALS (Hu, Koren & Volinsky, ICDM 2008; Rendle et al., RecSys 2022,
-https://arxiv.org/abs/2110.14037, eq. 2), whose private rows have a closed form.
+Losses: "all-items", the weighted squared loss over every item of implicit ALS (Hu, Koren & Volinsky, ICDM 2008), with the regularisation of Rendle et al.,
+"Revisiting the Performance of iALS on Item Recommendation Benchmarks", RecSys 2022, https://arxiv.org/abs/2110.14037, eq. 3 and 5; user embeddings have a
+closed form, so they are solved anew each time and never stored. "bce", binary cross-entropy with sampled negatives (Neural Collaborative Filtering, He et al., WWW 2017).
+
+User embeddings that serve are fitted with weights (1 + steps back)^-recency, so what a user did last counts most; item embeddings are trained with equal weights.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
-from fedrec_app.data.histories import Histories
+from fedrec_app.data.histories import Histories, recency_weights
 from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState, pointwise_loss
 
 
@@ -25,25 +28,42 @@ class MatrixFactorization(Recommender):
     name = "mf"
     summary_line = "matrix factorisation: private user and shared item embeddings"
 
-    class Options(ModelOptions):
-        """loss; item_bias; init_std of embeddings; unobserved_weight and regularization of the "all-items" loss."""
+    recipe = {
+        "model.embedding-dim": 32,
+        "train.unit": "user",
+        "train.local-epochs": 1,
+        "train.batch-size": 0,
+        "train.optimizer": "sgd",
+        "train.learning-rate": 1.0,
+        "train.private-learning-rate": 5.0,
+        "train.private-epochs": 0,
+        "train.num-negatives": 0,
+        "train.weight-decay": 0.0,
+        "evaluate.fold-in-epochs": 15,
+        "strategy.name": "fedadam",
+        "strategy.options": '{"learning_rate": 0.03, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-8}',
+    }
 
-        loss: Literal["bce", "all-items"] = "bce"
-        item_bias: bool = True
-        init_std: float = Field(0.01, gt=0)
+    class Options(ModelOptions):
+        """loss; init_std of embeddings; recency, the exponent of serving weights (0 where the data has no time);
+        unobserved_weight and regularization of the "all-items" loss."""
+
+        loss: Literal["all-items", "bce"] = "all-items"
+        init_std: float = Field(0.02, gt=0)
+        recency: float = Field(1.0, ge=0)
         unobserved_weight: float = Field(0.1, gt=0)
-        regularization: float = Field(1.0, ge=0)
+        regularization: float = Field(0.02, ge=0)
 
     def __init__(self, embedding_dim: int, options: Options) -> None:
         super().__init__(embedding_dim, options)
-        self.sampling = "pointwise" if options.loss == "bce" else "all-items"
+        self.whole_catalog = self.solves_private = options.loss == "all-items"
+        self._ordered = True
 
     def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
-        """Makes (num_items, d) item embeddings, (num_items,) biases and (num_users, d) user embeddings."""
+        """Makes (num_items, d) item embeddings and (num_users, d) user embeddings."""
         num_users = 0 if cohort is None else len(cohort)
+        self._ordered = cohort is None or cohort.ordered
         self.item_embedding = nn.Parameter(torch.randn(len(catalog), self.embedding_dim) * self.options.init_std)
-        if self.options.item_bias:
-            self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
         self.user_embedding = nn.Parameter(torch.zeros(num_users, self.embedding_dim))
 
     def private_names(self) -> list[str]:
@@ -51,23 +71,35 @@ class MatrixFactorization(Recommender):
         return ["user_embedding"]
 
     def row_names(self) -> list[str]:
-        """Returns the item embeddings, and the biases where there are some."""
-        return ["item_embedding", "item_bias"] if self.options.item_bias else ["item_embedding"]
+        """Returns the item embeddings."""
+        return ["item_embedding"]
 
     def private_std(self) -> float:
         """Returns the standard deviation of new user embeddings."""
         return self.options.init_std
 
+    def recency(self) -> float:
+        """Returns the option, or 0 where the data has no time."""
+        return self.options.recency if self._ordered else 0.0
+
     def loss(self, batch: Batch) -> Tensor:
-        """Returns (num_units,) losses; see the module."""
-        users = self.user_embedding[batch["user"]]
+        """Returns (num_units,) mean losses over the positives of each unit; see the module.
+
+        For "all-items" the sum over a user's units is, with S his items, p his and v the items' embeddings, a the unobserved weight and l the regularisation,
+        1/2 [sum_S (1 - p.v)^2 + a sum_all (p.v)^2 + l sum_all (1[S] + a) (|v|^2 + |p|^2)].
+        """
+        users, mine = self.user_embedding[batch["user"]], self.item_embedding[batch["items"]]
+        logits = (mine @ users[:, :, None])[..., 0]
         if self.options.loss == "bce":
-            return pointwise_loss(self._logits(users, batch["items"]), batch)
-        scores = users @ self.item_embedding.T + self._bias()
-        positives = batch["positives"]
-        squared = (positives * (1 - scores) ** 2).sum(-1) + self.options.unobserved_weight * (scores**2).sum(-1)
-        norms = self.options.regularization * (users**2).sum(-1)
-        return (squared + norms) / batch["examples"].clamp(min=1.0)
+            return pointwise_loss(logits, batch)
+        a, l2, num_items = self.options.unobserved_weight, self.options.regularization, len(self.item_embedding)
+        positive = batch["weights"] * batch["labels"]
+        count = positive.sum(-1)
+        norms = (users**2).sum(-1)
+        gram = self.item_embedding.T @ self.item_embedding
+        observed = (positive * ((1 - logits) ** 2 + l2 * (mine**2).sum(-1))).sum(-1) + l2 * count * norms
+        everywhere = ((users @ gram) * users).sum(-1) + l2 * (gram.diagonal().sum() + num_items * norms)
+        return 0.5 * (observed + batch["share"] * a * everywhere) / count.clamp(min=1.0)
 
     def encode(self, histories: Histories, users: Tensor) -> UserState:
         """Returns the private rows: what users did is in them."""
@@ -75,26 +107,20 @@ class MatrixFactorization(Recommender):
 
     def score(self, state: UserState, items: Tensor) -> Tensor:
         """Returns (num_users, num_items) logits."""
-        return state["embedding"] @ self.item_embedding[items].T + self._bias()[items]
+        return state["embedding"] @ self.item_embedding[items].T
 
-    def solve_private(self, histories: Histories) -> dict[str, Tensor] | None:
-        """Returns the user embeddings that minimise the "all-items" loss: a ridge regression a user."""
-        if self.options.loss == "bce":
-            return None
-        table, bias = self.item_embedding.detach(), self._bias().detach()
-        weight, ridge = self.options.unobserved_weight, self.options.regularization
-        d = self.embedding_dim
-        shared_gram = weight * table.T @ table + ridge * torch.eye(d)
-        shared_target = -weight * (table.T @ bias)
-        rows = torch.from_numpy(histories.rows())
-        items = torch.from_numpy(histories.items)
-        mine = table[items]
-        grams = torch.zeros(len(histories), d, d).index_add_(0, rows, mine[:, :, None] * mine[:, None, :])
-        targets = torch.zeros(len(histories), d).index_add_(0, rows, mine * (1 - bias[items])[:, None])
-        return {"user_embedding": torch.linalg.solve(grams + shared_gram, targets + shared_target)}
-
-    def _logits(self, users: Tensor, items: Tensor) -> Tensor:
-        return (self.item_embedding[items] @ users[:, :, None])[..., 0] + self._bias()[items]
-
-    def _bias(self) -> Tensor:
-        return self.item_bias if self.options.item_bias else torch.zeros(len(self.item_embedding))
+    def solve_private(self, histories: Histories, serving: bool) -> dict[str, Tensor]:
+        """Returns the user embeddings that minimise the "all-items" loss: a weighted ridge regression a user."""
+        table = self.item_embedding.detach()
+        a, l2 = self.options.unobserved_weight, self.options.regularization
+        lengths = histories.lengths
+        longest = int(lengths.max(initial=0))
+        weights = torch.from_numpy(recency_weights(lengths, longest, self.recency() if serving else 0.0)).float()
+        items = np.zeros((len(lengths), longest), dtype=np.int64)
+        items[np.arange(longest)[None, :] < lengths[:, None]] = histories.items
+        mine = table[torch.from_numpy(items)]
+        weighted = mine * weights[:, :, None]
+        ridge = l2 * (weights.sum(1) + a * len(table))
+        grams = weighted.transpose(1, 2) @ mine + a * table.T @ table
+        grams = grams + ridge[:, None, None] * torch.eye(self.embedding_dim)
+        return {"user_embedding": torch.linalg.solve(grams, weighted.sum(1))}

@@ -22,11 +22,28 @@ class NeuMF(Recommender):
     name = "neumf"
     summary_line = "neural collaborative filtering: GMF and MLP, private user embeddings"
 
+    recipe = {
+        "model.embedding-dim": 16,
+        "train.unit": "user",
+        "train.local-epochs": 1,
+        "train.batch-size": 64,
+        "train.optimizer": "sgd",
+        "train.learning-rate": 0.5,
+        "train.private-learning-rate": 2.0,
+        "train.private-epochs": 0,
+        "train.num-negatives": 4,
+        "train.weight-decay": 0.0,
+        "evaluate.fold-in-epochs": 5,
+        "strategy.name": "fedadam",
+        "strategy.options": '{"learning_rate": 0.01, "weighting": "users"}',
+    }
+
     class Options(ModelOptions):
-        """layers: widths of the perceptron after its 2 d inputs; init_std of embeddings."""
+        """layers: widths of the perceptron after its 2 d inputs; init_std of embeddings; recency, see `Recommender.recency`."""
 
         layers: tuple[int, ...] = (32, 16, 8)
         init_std: float = Field(0.1, gt=0)
+        recency: float = Field(1.0, ge=0)
 
         @field_validator("layers")
         @classmethod
@@ -38,6 +55,7 @@ class NeuMF(Recommender):
     def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
         """Makes (num_items, d) item and (num_users, d) user embeddings, two of each, and the layers."""
         num_users = 0 if cohort is None else len(cohort)
+        self._ordered = cohort is None or cohort.ordered
         d, std = self.embedding_dim, self.options.init_std
         self.item_gmf = nn.Parameter(torch.randn(len(catalog), d) * std)
         self.item_mlp = nn.Parameter(torch.randn(len(catalog), d) * std)
@@ -59,6 +77,10 @@ class NeuMF(Recommender):
     def private_std(self) -> float:
         """Returns the standard deviation of new user embeddings."""
         return self.options.init_std
+
+    def recency(self) -> float:
+        """Returns the option, or 0 where the data has no time."""
+        return self.options.recency if self._ordered else 0.0
 
     def loss(self, batch: Batch) -> Tensor:
         """Returns (num_units,) mean binary cross-entropy."""

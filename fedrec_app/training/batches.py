@@ -1,4 +1,4 @@
-"""Batches of training samples, in the layout that a model's `sampling` names."""
+"""Batches of training samples: "user" (B,), "items", "labels", "weights" (B, n) and "share" (B,)."""
 
 from __future__ import annotations
 
@@ -6,72 +6,62 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedrec_app.data.histories import Histories
+from fedrec_app.data.histories import Histories, recency_weights
 from fedrec_app.models.base import Batch
 
 
-def pointwise(items: NDArray[np.int64], no_negatives: NDArray[np.bool_] | bool) -> Batch:
-    """Returns the "pointwise" batch of one unit, without "user".
-
-    Args:
-        items: (n, 1 + k) positives, each followed by its negatives.
-        no_negatives: the unit has no item that could be a negative: those columns weigh nothing.
-    """
-    labels = np.zeros(items.shape, dtype=np.float32)
-    labels[:, 0] = 1.0
-    weights = np.ones(items.shape, dtype=np.float32)
-    if no_negatives:
-        weights[:, 1:] = 0.0
-    return {
-        "items": torch.from_numpy(items.reshape(1, -1)),
-        "labels": torch.from_numpy(labels.reshape(1, -1)),
-        "weights": torch.from_numpy(weights.reshape(1, -1)),
-    }
-
-
-def padded_pointwise(
-    samples: NDArray[np.int64], train: Histories, no_negatives: NDArray[np.bool_], users: NDArray[np.int64]
+def make(
+    user: NDArray[np.int64],
+    items: NDArray[np.int64],
+    positive_weights: NDArray[np.float32],
+    no_negatives: NDArray[np.bool_],
+    share: NDArray[np.floating],
 ) -> Batch:
-    """Returns the "pointwise" batch whose units are these users, each with all his samples, padded with weight 0.
+    """Returns a batch whose units have `n` positives, each followed by its negatives.
 
     Args:
-        samples: (num_rows, 1 + k) samples of all users, as `draw_epoch` returns them.
-        train: whose rows the samples follow.
-        no_negatives: (num_users,) see `pointwise`.
-        users: (B,) the users of this batch.
+        user: (B,) rows of the units' users in the private parameters that the loss is given.
+        items: (B, n, 1 + k) positives and their negatives.
+        positive_weights: (B, n) of each positive and its negatives; 0 is padding.
+        no_negatives: (B,) the unit has no item that could be a negative: those columns weigh nothing.
+        share: (B,) how much of its user's positives a unit holds, 1 for all: for terms of the loss that each user has once.
     """
-    lengths = train.lengths[users]
-    longest, width = int(lengths.max(initial=0)), samples.shape[1]
-    items = np.zeros((len(users), longest, width), dtype=np.int64)
-    weights = np.zeros((len(users), longest, width), dtype=np.float32)
-    filled = np.arange(longest)[None, :] < lengths[:, None]
-    rows = train.select(users)
-    source = np.repeat(train.indptr[users], lengths) + np.arange(len(rows.items)) - np.repeat(rows.indptr[:-1], lengths)
-    items[filled] = samples[source]
-    weights[filled] = 1.0
-    weights[no_negatives[users], :, 1:] = 0.0
     labels = np.zeros(items.shape, dtype=np.float32)
-    labels[:, :, 0] = 1.0
-    flat = (len(users), longest * width)
+    labels[..., 0] = 1.0
+    weights = np.repeat(positive_weights[..., None], items.shape[2], axis=2)
+    weights[no_negatives, :, 1:] = 0.0
+    flat = (len(items), -1)
     return {
-        "user": torch.from_numpy(np.arange(len(users))),
+        "user": torch.from_numpy(user),
         "items": torch.from_numpy(items.reshape(flat)),
         "labels": torch.from_numpy(labels.reshape(flat)),
         "weights": torch.from_numpy(weights.reshape(flat)),
+        "share": torch.from_numpy(share.astype(np.float32)),
     }
 
 
-def all_items(train: Histories, users: NDArray[np.int64], num_items: int) -> Batch:
-    """Returns the "all-items" batch whose units are these users.
+def whole_users(
+    samples: NDArray[np.int64],
+    train: Histories,
+    no_negatives: NDArray[np.bool_],
+    users: NDArray[np.int64],
+    recency: float = 0.0,
+) -> Batch:
+    """Returns the batch whose units are these users, each with all his samples, padded with weight 0.
 
     Args:
-        train: training items of all users.
-        users: (B,) the users of this batch.
-        num_items: size of the catalog.
+        samples: (num_rows, 1 + k) samples of all users, as `draw_epoch` returns them (unshuffled for `recency`).
+        train: whose rows the samples follow.
+        no_negatives: (num_users,) see `make`.
+        users: (B,) the users of this batch; "user" in the batch is their place here.
+        recency: exponent of `recency_weights`, scaled to mean 1 a user; 0 weighs all alike.
     """
-    mine = train.select(users)
-    return {
-        "user": torch.from_numpy(np.arange(len(users))),
-        "positives": torch.from_numpy(mine.matrix(num_items).astype(np.float32)),
-        "examples": torch.from_numpy(mine.lengths.astype(np.float32)),
-    }
+    lengths = train.lengths[users]
+    longest = int(lengths.max(initial=0))
+    filled = np.arange(longest)[None, :] < lengths[:, None]
+    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    items = np.zeros((len(users), longest, samples.shape[1]), dtype=np.int64)
+    items[filled] = samples[np.repeat(train.indptr[users], lengths) + offsets]
+    weights = recency_weights(lengths, longest, recency)
+    weights *= (lengths / np.maximum(weights.sum(1), 1e-12))[:, None]
+    return make(np.arange(len(users)), items, weights.astype(np.float32), no_negatives[users], np.ones(len(users)))

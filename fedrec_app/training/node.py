@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,13 +39,14 @@ def fit_node(
     if len(users) == 0:
         return sums
     fit_private(
-        model, start, rows, cohort.train, cohort.never_negative, cohort.keys, users, plan, plan.private_epochs, "private"
-    )
+        model, start, rows, cohort.train, cohort.never_negative, cohort.keys, users, plan, plan.private_epochs, "private",
+        serving=False,
+    )  # fmt: skip
     local = {name: tensor.clone() for name, tensor in start.items()}
     states = {name: optimizers.empty_state(plan.optimizer, t, rows=False) for name, t in local.items()}
     losses, num_batches = 0.0, 0
     for epoch in range(plan.local_epochs):
-        for batch, members in _mini_batches(model, cohort, users, plan, epoch, partition_id):
+        for batch, members in _mini_batches(cohort, users, plan, epoch, partition_id):
             losses += _step(model, local, states, start, rows, batch, members, plan)
             num_batches += 1
     examples = int(cohort.train.lengths[users].sum())
@@ -82,6 +85,8 @@ def _step(
         local[name], states[name] = optimizers.step(
             plan.optimizer, local[name], grad, states[name], plan.learning_rate, plan.weight_decay
         )
+    if model.solves_private:
+        return float(losses.detach().mean())
     own = {}
     for name in names:
         scale = (len(losses) / units).reshape(-1, *([1] * (grads[name].ndim - 1)))
@@ -92,17 +97,10 @@ def _step(
 
 
 def _mini_batches(
-    model: Recommender, cohort: Cohort, users: NDArray[np.int64], plan: FitPlan, epoch: int, partition_id: int
-):  # type: ignore[no-untyped-def]
-    """Yields (batch, members): "user" in the batch is a position in `members`, which are users of the cohort."""
+    cohort: Cohort, users: NDArray[np.int64], plan: FitPlan, epoch: int, partition_id: int
+) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+    """Yields (batch, members): a unit is a positive with its negatives, "user" its user's position in `members`."""
     generator = rng(plan.seed, "node-order", plan.server_round, epoch, partition_id)
-    size = plan.batch_size or 1024
-    if model.sampling == "all-items":
-        order = generator.permutation(users)
-        for at in range(0, len(order), size):
-            members = np.sort(order[at : at + size])
-            yield batches.all_items(cohort.train, members, cohort.num_items), members
-        return
     base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
     samples, no_negatives = sampling.draw_epoch(
         base, epoch, cohort.keys, cohort.train, cohort.never_negative, cohort.num_items, plan.num_negatives
@@ -111,19 +109,11 @@ def _mini_batches(
     taking_part = np.zeros(len(cohort), dtype=bool)
     taking_part[users] = True
     order = generator.permutation(np.flatnonzero(taking_part[owners]))
+    size = plan.batch_size or 1024
     for at in range(0, len(order), size):
         chosen = order[at : at + size]
         members, user = np.unique(owners[chosen], return_inverse=True)
-        labels = torch.zeros((len(chosen), samples.shape[1]))
-        labels[:, 0] = 1.0
-        weights = torch.ones_like(labels)
-        weights[torch.from_numpy(no_negatives[owners[chosen]]), 1:] = 0.0
-        yield (
-            {
-                "user": torch.from_numpy(user),
-                "items": torch.from_numpy(samples[chosen]),
-                "labels": labels,
-                "weights": weights,
-            },
-            members,
-        )
+        mine = owners[chosen]
+        weights = np.ones((len(chosen), 1), dtype=np.float32)
+        share = 1.0 / cohort.train.lengths[mine]
+        yield batches.make(user, samples[chosen, None], weights, no_negatives[mine], share), members

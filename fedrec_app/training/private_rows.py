@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedrec_app.data.histories import Histories
-from fedrec_app.models.base import Batch, Recommender
+from fedrec_app.models.base import Recommender
 from fedrec_app.training import batches, optimizers, sampling
 from fedrec_app.training.plan import Arrays, FitPlan
 
-BLOCK_CELLS = 1 << 19
+BLOCK_CELLS = 1 << 17
 _MARK = ":"
 
 
@@ -88,30 +88,6 @@ def blocks(users: NDArray[np.int64], cells: NDArray[np.int64]) -> Iterator[NDArr
             start = stop
 
 
-def block_batch(
-    model: Recommender, train: Histories, samples: tuple[NDArray, NDArray] | None, users: NDArray[np.int64], num_items: int
-) -> Batch:
-    """Returns the batch of whole users that the model's sampling asks for.
-
-    Args:
-        model: names the sampling.
-        train: training items of all users.
-        samples: what `draw_epoch` returned for "pointwise" sampling.
-        users: (B,) the users of the block.
-        num_items: size of the catalog.
-    """
-    if samples is None:
-        return batches.all_items(train, users, num_items)
-    return batches.padded_pointwise(samples[0], train, samples[1], users)
-
-
-def cells_of(model: Recommender, train: Histories, users: NDArray[np.int64], num_negatives: int, num_items: int) -> NDArray[np.int64]:
-    """Returns (num_users,) how many cells each user takes in a batch of whole users."""
-    if model.sampling == "all-items":
-        return np.full(len(users), num_items, dtype=np.int64)
-    return train.lengths[users] * (1 + num_negatives)
-
-
 def fit_private(
     model: Recommender,
     shared: dict[str, Tensor],
@@ -123,6 +99,7 @@ def fit_private(
     plan: FitPlan,
     epochs: int,
     purpose: str,
+    serving: bool,
 ) -> None:
     """Fits the private rows of users, in place, for shared parameters as they are.
 
@@ -137,27 +114,26 @@ def fit_private(
         plan: learning rates, negatives, optimiser, seed and round.
         epochs: steps.
         purpose: keeps the samples of this fit apart from those of others in the same round.
+        serving: the rows are to predict what comes next, so recent items weigh more (`Recommender.recency`).
     """
     names = model.private_names()
     users = users[train.lengths[users] > 0]
     if not names or len(users) == 0:
         return
-    num_items = next(len(shared[name]) for name in model.row_names())
-    for block in blocks(users, cells_of(model, train, users, plan.num_negatives, num_items)):
-        solved = model.solve_private(train.select(block))
-        if solved is None:
-            continue
-        for name, value in solved.items():
-            rows[name][block] = value.detach().numpy()
-    if model.solve_private(train.select(users[:1])) is not None:
+    if model.solves_private:
+        for block in blocks(users, train.lengths[users]):
+            for name, value in model.solve_private(train.select(block), serving).items():
+                rows[name][block] = value.detach().numpy()
         return
     base = sampling.sampling_base(plan.seed, plan.server_round, purpose)
+    num_items = len(shared[model.row_names()[0]])
+    recency = model.recency() if serving else 0.0
     for epoch in range(epochs):
-        samples = None
-        if model.sampling == "pointwise":
-            samples = sampling.draw_epoch(base, epoch, keys, train, never_negative, num_items, plan.num_negatives)
-        for block in blocks(users, cells_of(model, train, users, plan.num_negatives, num_items)):
-            batch = block_batch(model, train, samples, block, num_items)
+        samples, no_negatives = sampling.draw_epoch(
+            base, epoch, keys, train, never_negative, num_items, plan.num_negatives, shuffle=False
+        )
+        for block in blocks(users, train.lengths[users] * (1 + plan.num_negatives)):
+            batch = batches.whole_users(samples, train, no_negatives, block, recency)
             values, states = take(rows, names, block)
             leaves = {name: value.requires_grad_(True) for name, value in values.items()}
             loss = functional_call(model, {**shared, **leaves}, (batch,))

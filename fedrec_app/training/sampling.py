@@ -42,6 +42,7 @@ def user_epoch(
     banned: NDArray[np.bool_],
     num_allowed: int,
     num_negatives: int,
+    shuffle: bool,
     items: NDArray[np.int64],
 ) -> None:
     """Fills one user's epoch: shuffled positives, each followed by its negatives.
@@ -52,6 +53,7 @@ def user_epoch(
         banned: (num_items,) items that are never negatives of this user.
         num_allowed: how many items are not banned; with none, the negatives repeat the positive (and weigh nothing).
         num_negatives: k, drawn for each positive, uniformly and with replacement.
+        shuffle: whether positives are shuffled; else they stay oldest first.
         items: (n, 1 + k) the output.
     """
     state = start
@@ -59,7 +61,7 @@ def user_epoch(
     num_items = len(banned)
     for i in range(n):
         items[i, 0] = positives[i]
-    for i in range(n - 1, 0, -1):
+    for i in range(n - 1 if shuffle else 0, 0, -1):
         state += _GOLDEN
         j = below(state, i + 1)
         items[i, 0], items[j, 0] = items[j, 0], items[i, 0]
@@ -87,6 +89,7 @@ def _fill(
     banned_items: NDArray[np.int64],
     num_items: int,
     num_negatives: int,
+    shuffle: bool,
     out: NDArray[np.int64],
     full: NDArray[np.bool_],
 ) -> None:
@@ -105,6 +108,7 @@ def _fill(
             banned,
             allowed,
             num_negatives,
+            shuffle,
             out[indptr[u] : indptr[u + 1]],
         )
         for item in mine:
@@ -124,6 +128,7 @@ def draw_epoch(
     never_negative: Histories,
     num_items: int,
     num_negatives: int,
+    shuffle: bool = True,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Returns (num_rows, 1 + num_negatives) items, the user's rows where `train` has them: a shuffled positive and its negatives;
     and (num_users,) whether a user has no item left for negatives (they repeat the positive then, and must weigh nothing).
@@ -136,11 +141,12 @@ def draw_epoch(
         never_negative: items that are not drawn for them.
         num_items: size of the catalog.
         num_negatives: drawn for each positive.
+        shuffle: whether a user's positives are shuffled; else they stay oldest first.
     """
     out = np.empty((len(train.items), 1 + num_negatives), dtype=np.int64)
     full = np.zeros(len(keys), dtype=np.bool_)
     _fill(
         base, epoch, keys, train.indptr, train.items, never_negative.indptr, never_negative.items,
-        num_items, num_negatives, out, full,
+        num_items, num_negatives, shuffle, out, full,
     )  # fmt: skip
     return out, full

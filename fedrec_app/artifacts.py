@@ -1,0 +1,146 @@
+"""What a run writes: `outputs/<date>/<time>/` with config.toml, metrics.jsonl, summary.json and model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from fedrec_app.config import RunConfig, Scalar, to_toml
+from fedrec_app.errors import StateError
+from fedrec_app.files import write_atomically
+from fedrec_app.records import Arrays
+
+CONFIG, METRICS, SUMMARY, MODEL, REPORT = (
+    "config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "report.md"
+)  # fmt: skip
+_FORMAT = "fedrec-model/1"
+_POPULARITY = "statistics/item-counts"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, output_dir: Path, now: datetime) -> RunFolder:
+        """Returns a new folder `<date>/<time>`; a second run in the same second gets `<time>-2`."""
+        day = output_dir / now.strftime("%Y-%m-%d")
+        day.mkdir(parents=True, exist_ok=True)
+        stem = now.strftime("%H-%M-%S")
+        for attempt in range(1, 1000):
+            path = day / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise StateError(f"cannot make a folder for this run in {day}")
+
+    def write_config(self, config: RunConfig, run_id: int) -> None:
+        """Writes every setting, "auto" resolved, as a file that `-c FILE.toml` takes."""
+        header = f"# run-id {run_id}\n# the settings of this run; `fedrec run -c {CONFIG}` repeats it\n"
+        write_atomically(self.path / CONFIG, (header + to_toml(config.flat())).encode())
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        with (self.path / METRICS).open("a") as stream:
+            stream.write(json.dumps(_plain(record)) + "\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json."""
+        write_atomically(self.path / SUMMARY, (json.dumps(_plain(summary), indent=2) + "\n").encode())
+
+    def write_model(self, shared: Arrays, metadata: Mapping[str, str], popularity: NDArray | None) -> None:
+        """Writes the shared parameters, and the training counts of items where all nodes told them.
+
+        Args:
+            shared: parameters by name.
+            metadata: what is needed to use them again: model, catalog, round, lineage.
+            popularity: (num_items,) int64.
+        """
+        arrays = {name: np.ascontiguousarray(array) for name, array in shared.items()}
+        if popularity is not None:
+            arrays[_POPULARITY] = popularity
+        content = save(arrays, metadata={"format": _FORMAT, **metadata})
+        write_atomically(self.path / MODEL, content)
+
+    def read_model(self) -> tuple[Arrays, dict[str, str], NDArray | None]:
+        """Returns shared parameters, metadata and popularity.
+
+        Raises:
+            StateError: there is no model file, or it is damaged or of another format.
+        """
+        path = self.path / MODEL
+        if not path.is_file():
+            raise StateError(f"no {MODEL} in {self.path}: is it the folder of a run that completed?")
+        try:
+            with safe_open(path, framework="numpy") as stream:
+                metadata = dict(stream.metadata() or {})
+            arrays = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise StateError(f"{path} is damaged: {error}") from None
+        if metadata.get("format") != _FORMAT:
+            raise StateError(f"{path} has format {metadata.get('format')!r}, {_FORMAT!r} is expected")
+        popularity = arrays.pop(_POPULARITY, None)
+        return arrays, metadata, popularity
+
+    def read_config(self) -> dict[str, Scalar]:
+        """Returns the flat settings of the run."""
+        from fedrec_app.config import parse_overrides
+
+        return parse_overrides([str(self.path / CONFIG)])
+
+    def read_summary(self) -> dict[str, Any]:
+        """Returns summary.json.
+
+        Raises:
+            StateError: it is not there or not JSON.
+        """
+        return _read_json(self.path / SUMMARY)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics.jsonl; a line that a crash cut short is left out."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return []
+        records = []
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StateError(f"no {path.name} in {path.parent}: is it the folder of a run?") from None
+    except json.JSONDecodeError as error:
+        raise StateError(f"{path} is damaged: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Returns JSON values: numpy scalars as numbers, numbers that JSON does not have as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

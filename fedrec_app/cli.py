@@ -1,0 +1,210 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedrec_app import __version__
+from fedrec_app.artifacts import RunFolder
+from fedrec_app.cli_data import data_commands
+from fedrec_app.config import RunConfig, Scalar, parse_options, parse_overrides
+from fedrec_app.errors import FedrecError
+from fedrec_app.paths import default_output_dir
+
+commands = typer.Typer(
+    name="fedrec", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Recommender systems trained where the data is.",
+)  # fmt: skip
+commands.add_typer(data_commands, name="data")
+stderr, stdout = Console(stderr=True), Console()
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("-c", "--run-config", help="Settings as 'key=value key=\"text\"', or a .toml file; may be repeated."),
+]
+NumNodes = Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as the last line of standard output.")]
+
+
+def main() -> None:
+    """Runs a command; a problem that the reader can act on is one line, not a traceback."""
+    try:
+        commands(standalone_mode=True)
+    except FedrecError as error:
+        stderr.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        sys.exit(1)
+
+
+@commands.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@commands.command()
+def run(
+    connection: Annotated[str, typer.Argument(help="SuperLink connection of Flower's configuration.")] = "",
+    settings: Settings = None,
+    num_nodes: NumNodes = 2,
+    client_cpus: Annotated[int, typer.Option(min=1, help="CPUs that each simulated client reserves.")] = 1,
+    as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own lines too.")] = False,
+) -> None:
+    """Train through Flower: in its simulation engine, or on the SuperLink of CONNECTION."""
+    from fedrec_app.flower_run import run_with_flower
+
+    flat = parse_overrides(settings or [])
+    config = preflight(flat)
+    output_dir = _output_dir(flat)
+    lines: list[str] = []
+
+    def on_log(line: str) -> None:
+        lines.append(line)
+        if verbose:
+            stderr.print(line, markup=False, highlight=False)
+
+    with _bar(config) as bar:
+        try:
+            folder = run_with_flower(
+                flat, output_dir, num_nodes, connection, client_cpus, on_log, lambda record: _advance(bar, record, config)
+            )
+        except FedrecError:
+            if not verbose:
+                stderr.print("\n".join(lines[-15:]), markup=False, highlight=False)
+            raise
+    show_result(folder, as_json)
+
+
+@commands.command()
+def simulate(settings: Settings = None, num_nodes: NumNodes = 2, as_json: AsJson = False) -> None:
+    """Train in this process: the same run as `fedrec run`, without a SuperLink and without Ray."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    from dataclasses import asdict
+
+    from fedrec_app.simulate import simulate as simulate_run
+
+    flat = parse_overrides(settings or [])
+    config = preflight(flat)
+    flat["output-dir"] = str(_output_dir(flat))
+    with _bar(config) as bar:
+        result = simulate_run(
+            flat, num_nodes, watchers=[lambda record, progress, total: _advance(bar, asdict(record), config)]
+        )
+    show_result(result.folder, as_json)
+
+
+@commands.command()
+def report(run: Annotated[Path, typer.Option("--run", help="Folder of a run.")]) -> None:
+    """Write report.md and its pictures anew."""
+    from fedrec_app.report import write_report
+
+    stdout.print(str(write_report(RunFolder(run))), highlight=False, soft_wrap=True)
+
+
+@commands.command()
+def recommend(
+    run: Annotated[Path, typer.Option("--run", help="Folder of a run.")],
+    user: Annotated[str, typer.Option("--user", help="Id of a user of the data.")] = "",
+    history: Annotated[str, typer.Option("--history", help="Item ids 'a,b,c' of somebody who is not in the data.")] = "",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Recommend items to a user of the data, or to somebody with the history given; both left out: to a newcomer."""
+    from fedrec_app.recommend import recommend as recommend_items
+
+    found = recommend_items(RunFolder(run), user, [item for item in history.split(",") if item], k)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(title=f"{found['method']} for {user or 'a history' if user or history else 'a newcomer'}")
+    for column in ("rank", "item", "title", "score"):
+        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
+    for rank, item in enumerate(found["items"], start=1):
+        table.add_row(str(rank), item["item_id"], item.get("title", ""), f"{item['score']:.4f}")
+    stdout.print(table)
+
+
+def preflight(flat: dict[str, Scalar]) -> RunConfig:
+    """Returns the resolved configuration after every check that needs no data, and prints what differs from the defaults.
+
+    Raises:
+        FedrecError: something is unknown or does not fit.
+    """
+    from fedrec_app.data import sources
+    from fedrec_app.models.registry import make_model, model_class
+    from strategies.registry import strategy_class
+
+    asked = RunConfig.from_flat(flat)
+    config = asked.resolve(model_class(asked.model.name).recipe)
+    make_model(config.model)
+    strategy_class(config.strategy.name)
+    parse_options(config.strategy.options, "strategy.options")
+    sources.resolve(config.data.name)
+    if config.data.path and not Path(config.data.path).is_absolute():
+        flat["data.path"] = str(Path(config.data.path).expanduser().absolute())
+    changed = ", ".join(f"{key} = {value}" for key, value in asked.changed().items() if key != "output-dir")
+    stderr.print(f"settings that differ from the defaults: {_escaped(changed) or 'none'}", highlight=False)
+    return config
+
+
+def show_result(folder: RunFolder, as_json: bool) -> None:
+    """Prints the result table and where the report is; with `as_json` the summary follows as the last line."""
+    from fedrec_app.report import result_rows
+
+    summary = folder.read_summary()
+    table = Table(title=f"{summary['model']} by {summary['strategy']} on {summary['data']}, test (round {summary['best_round']})")
+    if "warning" in summary:
+        table.caption = f"[bold red]{summary['warning']}[/]"
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for row in result_rows(summary):
+        table.add_row(*row)
+    stderr.print(table)
+    stderr.print(f"report: {folder.path / 'report.md'}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(summary))
+
+
+@contextmanager
+def _bar(config: RunConfig) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metric]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=stderr) as bar:
+        bar.add_task("training", total=config.num_server_rounds, metric="starting")
+        yield bar
+
+
+def _advance(bar: Progress, record: dict[str, Any], config: RunConfig) -> None:
+    task = bar.tasks[0]
+    name = config.evaluate.metric
+    value = (record["validation"] or {}).get(name)
+    text = f"{name} {value:.4f}" if value is not None else str(task.fields["metric"])
+    bar.update(task.id, completed=record["round"], metric=text)
+
+
+def _output_dir(flat: dict[str, Scalar]) -> Path:
+    given = str(flat.get("output-dir", ""))
+    return Path(given).expanduser().absolute() if given else default_output_dir(str(Path.cwd() / "outputs"))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

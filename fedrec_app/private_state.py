@@ -1,0 +1,125 @@
+"""Private rows on the node's disk: `<state-dir>/<lineage>/<partition>/<round>.safetensors`.
+
+A message names a round, and the node serves the newest version that is not newer than it, so that shared and private parameters always match. Kept are the
+last version, the one before, and those that the rounds named in `keep` need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from logging import WARNING
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from flwr.supercore import log
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from fedrec_app.errors import StateError
+from fedrec_app.files import write_atomically
+from fedrec_app.records import Arrays, checked_lineage
+
+_KEYS = "user-keys"
+
+
+class PrivateState:
+    """Versions of the private rows of one node.
+
+    Args:
+        state_dir: where the node keeps state.
+        lineage: the line of versions that a run starts or continues.
+        partition_id: of the node.
+        durable: flush each version to the disk (deployments; a simulation that dies starts over).
+
+    Raises:
+        ValueError: the lineage is not a plain name.
+    """
+
+    def __init__(self, state_dir: Path, lineage: str, partition_id: int, durable: bool = True) -> None:
+        self.folder = state_dir / checked_lineage(lineage) / str(partition_id)
+        self.durable = durable
+
+    def rounds(self) -> list[int]:
+        """Returns the rounds that there are versions of, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.stem) for p in self.folder.glob("*.safetensors") if p.stem.isdigit())
+
+    def load(self, at_round: int, keys: NDArray[np.uint64], initial: Arrays) -> Arrays:
+        """Returns the rows of users, from the newest version that is not newer than a round.
+
+        Args:
+            at_round: the round that shared parameters are of.
+            keys: (num_users,) who is asked for; users that the version does not know get their initial rows.
+            initial: rows that users start with, by name; what a version holds beyond these names (optimiser states) is
+                returned too, zero for users it does not know.
+
+        Raises:
+            StateError: every version that would do is damaged.
+        """
+        candidates = [r for r in self.rounds() if r <= at_round]
+        for version in reversed(candidates):
+            path = self.folder / f"{version}.safetensors"
+            try:
+                saved = load_file(path)
+            except FileNotFoundError:
+                continue  # removed by a newer version between the listing and now
+            except (SafetensorError, OSError, ValueError) as error:
+                log(WARNING, "private state %s is damaged (%s): trying the version before", path, error)
+                continue
+            return _aligned(saved, keys, initial)
+        if candidates:
+            raise StateError(f"no readable private state up to round {at_round} in {self.folder}")
+        return dict(initial)
+
+    def find(self, at_round: int, keys: NDArray[np.uint64]) -> Arrays | None:
+        """Returns the rows of users as `load` would, or None where this node does not hold every one of them.
+
+        Args:
+            at_round: the round that shared parameters are of.
+            keys: (num_users,) who is asked for.
+        """
+        for version in reversed([r for r in self.rounds() if r <= at_round]):
+            with safe_open(self.folder / f"{version}.safetensors", framework="numpy") as stream:
+                if not np.isin(keys, stream.get_tensor(_KEYS)).all():
+                    return None
+            return self.load(at_round, keys, {})
+        return None
+
+    def save(self, at_round: int, keys: NDArray[np.uint64], rows: Arrays, keep: Iterable[int] = ()) -> None:
+        """Writes the version of a round and removes those that nobody needs any more.
+
+        Args:
+            at_round: the round that was trained.
+            keys: (num_users,) whose rows these are.
+            rows: private rows and optimiser states by name.
+            keep: rounds whose versions must stay, besides the last and the one before.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            content = save({**{n: np.ascontiguousarray(a) for n, a in rows.items()}, _KEYS: keys})
+            write_atomically(self.folder / f"{at_round}.safetensors", content, self.durable)
+            versions = self.rounds()
+            needed = set(versions[-2:]) | {at_round}
+            for named in keep:
+                needed.update([max((r for r in versions if r <= named), default=-1)])
+            for version in set(versions) - needed:
+                (self.folder / f"{version}.safetensors").unlink(missing_ok=True)
+
+
+def _aligned(saved: Arrays, keys: NDArray[np.uint64], initial: Arrays) -> Arrays:
+    saved_keys = saved.pop(_KEYS)
+    if np.array_equal(saved_keys, keys):
+        return saved
+    order = np.argsort(saved_keys)
+    place = np.searchsorted(saved_keys, keys, sorter=order).clip(max=max(len(saved_keys) - 1, 0))
+    source = order[place] if len(saved_keys) else np.zeros(len(keys), dtype=np.int64)
+    known = saved_keys[source] == keys if len(saved_keys) else np.zeros(len(keys), dtype=bool)
+    result: Arrays = {}
+    for name, array in saved.items():
+        start = initial.get(name, np.zeros((len(keys), *array.shape[1:]), dtype=array.dtype))
+        result[name] = start.copy()
+        result[name][known] = array[source[known]]
+    return result

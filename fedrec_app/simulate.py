@@ -1,0 +1,38 @@
+"""A whole run in this process: the same ServerApp and clients as under `flwr run`, no SuperLink and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flwr.app import Message
+
+from fedrec_app import client_app
+from fedrec_app.errors import ConfigError
+from fedrec_app.local_grid import LocalGrid
+from fedrec_app.server_app import OnRound, RunResult, run_server
+
+
+def simulate(
+    flat: Mapping[str, Any],
+    num_nodes: int = 2,
+    watchers: Iterable[OnRound] = (),
+    on_reply: Callable[[int, int], None] | None = None,
+    taps: Iterable[Callable[[Message], None]] = (),
+) -> RunResult:
+    """Returns the finished run.
+
+    Args:
+        flat: settings by dotted key.
+        num_nodes: how many nodes the users are dealt to.
+        watchers: called after each round with (record, progress, number of rounds).
+        on_reply: called after each reply with (replies so far, messages of this exchange).
+        taps: called with every message in either direction.
+
+    Raises:
+        FedrecError: a setting or the data is wrong.
+    """
+    if num_nodes < 1:
+        raise ConfigError(f"num-nodes is {num_nodes}: at least 1 is expected")
+    grid = LocalGrid(client_app.app, flat, num_nodes, on_reply, taps)
+    return run_server(grid, flat, watchers=watchers)

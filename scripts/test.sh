@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Fresh machine: venv, development install, linters, type checker, test suite. More arguments go to pytest: ./scripts/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup_env.sh
+setup_env dev
+
+ruff check .
+ruff format --check .
+pyright
+lint-imports
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec pytest "$@"

@@ -1,0 +1,79 @@
+"""Strategies by name: built in, an entry point of the group `fedrec.strategies`, or "package.module:Class" (stock Flower strategies too)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedrec_app.errors import ConfigError, unknown
+from fedrec_app.plugins import find
+from strategies.base import RecStrategy, Settings
+from strategies.rollcall import Roster
+
+GROUP = "fedrec.strategies"
+BUILT_IN = {
+    "fedavg": "strategies.fedavg:FedAvg",
+    "fedadam": "strategies.fedadam:FedAdam",
+}
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """Returns the class of a strategy.
+
+    Raises:
+        ConfigError: no such strategy, or the class found is not a Flower strategy.
+    """
+    found = find("strategy", name, BUILT_IN, GROUP)
+    if not issubclass(found, Strategy):
+        raise ConfigError(f"strategy {name!r} is {found.__name__}, which is not a flwr.serverapp.strategy.Strategy")
+    return found
+
+
+def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster: Roster) -> Strategy:
+    """Returns the strategy, ready to start.
+
+    Args:
+        name: see the module.
+        options: of the strategy; a stock Flower strategy takes them as arguments of its constructor.
+        settings: what the run tells its strategy. A stock strategy gets those that its constructor knows: it samples the
+            same share of nodes, and waits for no more of them than answered the roll-call.
+        roster: the nodes of the run.
+
+    Raises:
+        ConfigError: an option is unknown or does not fit.
+    """
+    found = strategy_class(name)
+    if issubclass(found, RecStrategy):
+        return found(options, settings, roster)
+    known = _parameters(found)
+    if wrong := [key for key in options if key.replace("-", "_") not in known]:
+        raise ConfigError(unknown(f"option of strategy {name!r}", wrong[0], known))
+    least = min(settings.min_nodes, len(roster.members))
+    offered = {
+        "fraction_train": settings.fraction_train,
+        "fraction_evaluate": 1.0,
+        "min_train_nodes": least,
+        "min_evaluate_nodes": least,
+        "min_available_nodes": least,
+    }
+    arguments = {key: value for key, value in offered.items() if key in known}
+    arguments.update({key.replace("-", "_"): value for key, value in options.items()})
+    try:
+        return found(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"strategy {name!r} refuses its options {options}: {error}") from error
+
+
+def _parameters(found: type) -> set[str]:
+    """Returns the arguments that a constructor takes, those it hands on to its parents included."""
+    known: set[str] = set()
+    for cls in found.__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return known

@@ -1,0 +1,81 @@
+"""The slow, obvious local training that every engine must equal: one torch model a user, torch autograd, torch.optim."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.histories import Histories
+from fedrec_app.models.base import Recommender, initialise
+from fedrec_app.models.mf import MatrixFactorization
+from fedrec_app.models.neumf import NeuMF
+from fedrec_app.training import batches, sampling
+from fedrec_app.training.plan import Arrays, FitPlan
+
+
+def small_cohort(num_users: int = 7, num_items: int = 30, seed: int = 0) -> Cohort:
+    generator = np.random.default_rng(seed)
+    lists = [generator.permutation(num_items)[: 2 + int(generator.integers(0, 9))] for _ in range(num_users)]
+    train = Histories.from_lists(lists)
+    nothing = Histories.from_lists([[]] * num_users)
+    return Cohort(tuple(f"u{i}" for i in range(num_users)), num_items, train, nothing, nothing, train)
+
+
+def catalog(num_items: int = 30) -> Catalog:
+    return Catalog.of_ids(f"{i:04d}" for i in range(num_items))
+
+
+def make(name: str, cohort: Cohort, **options: object) -> Recommender:
+    cls = {"mf": MatrixFactorization, "neumf": NeuMF}[name]
+    model = cls(4, cls.Options(init_std=0.3, **options))
+    return initialise(model, catalog(cohort.num_items), cohort, seed=1)
+
+
+def shared_of(model: Recommender) -> Arrays:
+    return {name: model.get_parameter(name).detach().numpy().copy() for name in model.shared_names()}
+
+
+def private_of(model: Recommender) -> Arrays:
+    return {name: model.get_parameter(name).detach().numpy().copy() for name in model.private_names()}
+
+
+def train_one_user(
+    model: Recommender, cohort: Cohort, user: int, plan: FitPlan
+) -> tuple[Arrays, Arrays, set[int]]:
+    """Returns the user's delta of shared parameters, his private rows, and the items he met."""
+    mine = copy.deepcopy(model)
+    before = shared_of(mine)
+    make_optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer]
+    private = set(mine.private_names())
+    optimizer = make_optimizer(
+        [
+            {"params": [p for n, p in mine.named_parameters() if n not in private], "lr": plan.learning_rate},
+            {"params": [p for n, p in mine.named_parameters() if n in private], "lr": plan.private_learning_rate},
+        ],
+        weight_decay=plan.weight_decay,
+    )
+    base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
+    met: set[int] = set()
+    for epoch in range(plan.local_epochs):
+        samples, full = sampling.draw_epoch(
+            base, epoch, cohort.keys, cohort.train, cohort.never_negative, cohort.num_items, plan.num_negatives
+        )
+        rows = samples[cohort.train.indptr[user] : cohort.train.indptr[user + 1]]
+        size = plan.batch_size or len(rows)
+        parts = []
+        for at in range(0, len(rows), size):
+            part = rows[None, at : at + size]
+            ones = np.ones(part.shape[:2], dtype=np.float32)
+            share = np.array([part.shape[1] / len(rows)])
+            parts.append(batches.make(np.array([user]), part, ones, full[[user]], share))
+        for batch in parts:
+            met.update(batch["items"].flatten().tolist())
+            optimizer.zero_grad()
+            mine.loss(batch).sum().backward()
+            optimizer.step()
+    delta = {name: after - before[name] for name, after in shared_of(mine).items()}
+    return delta, {name: array[user] for name, array in private_of(mine).items()}, met

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedrec_app.training.plan import FitPlan
+from fedrec_app.training.private_rows import with_optimizer_state
+from fedrec_app.training.users import fit_users, participants
+from tests.unit.training.oracle import make, private_of, shared_of, small_cohort, train_one_user
+
+PLANS = {
+    "one full-batch step": FitPlan(seed=5, server_round=2, learning_rate=0.7, private_learning_rate=0.3),
+    "mini-batches": FitPlan(seed=5, server_round=2, learning_rate=0.2, private_learning_rate=0.4, local_epochs=3, batch_size=2),
+    "adam": FitPlan(seed=5, server_round=2, learning_rate=0.05, private_learning_rate=0.05, local_epochs=2, batch_size=3, optimizer="adam"),
+    "no negatives": FitPlan(seed=5, server_round=2, learning_rate=0.2, local_epochs=2, num_negatives=0),
+}
+MODELS = {"mf": ("mf", {"loss": "bce"}), "mf all items": ("mf", {"loss": "all-items"}), "neumf": ("neumf", {"layers": (6, 3)})}
+
+
+@pytest.mark.parametrize("weighting", ["examples", "users"])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("case", MODELS)
+def test_the_sums_equal_one_torch_model_a_user(case: str, plan: str, weighting: str) -> None:
+    name, options = MODELS[case]
+    cohort = small_cohort()
+    model = make(name, cohort, **options)
+    the_plan = replace(PLANS[plan], weighting=weighting)
+    shared, rows = shared_of(model), private_of(model)
+    if model.solves_private:
+        with torch.no_grad():  # the oracle starts from the rows that the engine solves first, and leaves them as they are
+            solved = model.solve_private(cohort.train, serving=False)["user_embedding"]
+        the_plan = replace(the_plan, private_learning_rate=0.0)
+    oracle = []
+    for user in range(len(cohort)):
+        one = make(name, cohort, **options)
+        if one.solves_private:
+            one.user_embedding.data.copy_(solved)
+        oracle.append(train_one_user(one, cohort, user, the_plan))
+    rows = with_optimizer_state(rows, the_plan.optimizer)
+    sums = fit_users(model, cohort, shared, rows, the_plan)
+    weights = cohort.train.lengths if weighting == "examples" else np.ones(len(cohort))
+    for parameter in shared:
+        expected = sum(w * delta[parameter].astype(np.float64) for w, (delta, _, _) in zip(weights, oracle, strict=True))
+        np.testing.assert_allclose(sums.delta[parameter], expected, rtol=2e-4, atol=2e-5, err_msg=parameter)
+    for parameter in model.private_names():
+        expected_rows = np.stack([own[parameter] for _, own, _ in oracle])
+        np.testing.assert_allclose(rows[parameter], expected_rows, rtol=2e-4, atol=1e-5, err_msg=parameter)
+    assert sums.weight == weights.sum()
+    assert (sums.num_users, sums.num_examples) == (len(cohort), cohort.train.lengths.sum())
+
+
+@pytest.mark.parametrize("plan", ["one full-batch step", "mini-batches"])
+def test_rows_are_counted_for_the_items_that_each_user_met(plan: str) -> None:
+    cohort = small_cohort()
+    the_plan = replace(PLANS[plan], weighting="rows")
+    model = make("mf", cohort, loss="bce")
+    sums = fit_users(model, cohort, shared_of(model), private_of(model), the_plan)
+    expected = np.zeros(cohort.num_items)
+    for user in range(len(cohort)):
+        for item in train_one_user(make("mf", cohort, loss="bce"), cohort, user, the_plan)[2]:
+            expected[item] += 1
+    np.testing.assert_array_equal(sums.count["item_embedding"], expected)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_users_give_the_same_sums_alone_and_together(plan: str) -> None:
+    from fedrec_app.data.cohort import Cohort
+    from fedrec_app.data.histories import Histories
+
+    cohort = small_cohort()
+    model = make("neumf", cohort)
+    shared = shared_of(model)
+    together = fit_users(model, cohort, shared, with_optimizer_state(private_of(model), PLANS[plan].optimizer), PLANS[plan])
+    total = {name: np.zeros_like(array) for name, array in together.delta.items()}
+    for user, user_id in enumerate(cohort.user_ids):
+        train = Histories.from_lists([cohort.train[user]])
+        nothing = Histories.from_lists([[]])
+        alone = Cohort((user_id,), cohort.num_items, train, nothing, nothing, train)
+        own = make("neumf", alone)
+        rows = with_optimizer_state(private_of(own), PLANS[plan].optimizer)
+        for name, delta in fit_users(own, alone, shared, rows, PLANS[plan]).delta.items():
+            total[name] += delta
+    for name, delta in together.delta.items():
+        np.testing.assert_allclose(delta, total[name], rtol=1e-5, atol=1e-6)
+
+
+def test_participants_are_drawn_by_user_and_round_and_not_by_placement() -> None:
+    cohort = small_cohort(num_users=200)
+    plan = FitPlan(seed=1, server_round=3, user_fraction=0.3)
+    drawn = {cohort.user_ids[u] for u in participants(cohort, plan)}
+    assert 35 < len(drawn) < 85
+    half = small_cohort(num_users=100)
+    assert {half.user_ids[u] for u in participants(half, plan)} == {u for u in drawn if int(u[1:]) < 100}
+    assert drawn != {cohort.user_ids[u] for u in participants(cohort, replace(plan, server_round=4))}
+
+
+def test_fedprox_pulls_towards_the_parameters_received() -> None:
+    cohort = small_cohort()
+    plan = PLANS["mini-batches"]
+    model = make("mf", cohort, loss="bce")
+    free = fit_users(model, cohort, shared_of(model), private_of(model), plan)
+    held = fit_users(model, cohort, shared_of(model), private_of(model), replace(plan, proximal_mu=3.0))
+    assert np.linalg.norm(held.delta["item_embedding"]) < 0.6 * np.linalg.norm(free.delta["item_embedding"])
+
+
+def test_nothing_received_is_changed_and_an_empty_cohort_gives_zeros() -> None:
+    cohort = small_cohort()
+    model = make("mf", cohort, loss="bce")
+    shared = shared_of(model)
+    kept = {name: array.copy() for name, array in shared.items()}
+    fit_users(model, cohort, shared, private_of(model), PLANS["mini-batches"])
+    for name, array in kept.items():
+        np.testing.assert_array_equal(shared[name], array)
+    empty = small_cohort(num_users=0)
+    sums = fit_users(make("mf", empty, loss="bce"), empty, shared, private_of(make("mf", empty, loss="bce")), PLANS["mini-batches"])
+    assert sums.weight == 0
+    assert not any(delta.any() for delta in sums.delta.values())
