@@ -26,7 +26,7 @@ from fedrec_app.evaluation.evaluate import evaluate_cohort
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.models.base import Recommender, initialise, model_hash
-from fedrec_app.models.registry import make_model, model_class
+from fedrec_app.models.registry import make_model
 from fedrec_app.private_state import PrivateState
 from fedrec_app.records import COUNT, DELTA, EVAL, STAT, Arrays, Ask, Said
 from fedrec_app.training.node import fit_node
@@ -58,12 +58,12 @@ class RecommenderClient(NumPyClient):
     """The users of one node.
 
     Args:
-        config: of the run, as the ServerApp has it; "auto" is resolved here with the model's recipe.
+        config: of the run, with every "auto" resolved.
         node: where this client runs.
     """
 
     def __init__(self, config: RunConfig, node: Node) -> None:
-        self.config = config.resolve(model_class(config.model.name).recipe)
+        self.config = config
         self.node = node
         self.cohort: Cohort = node_data.cohort(self.config.data, node.partition_id, node.num_partitions)
         self.catalog = node_data.prepared(self.config.data).dataset.catalog

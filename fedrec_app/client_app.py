@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load
 
 from fedrec_app.client import ARRAYS_BYTES, ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
-from fedrec_app.config import RunConfig
+from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, EVAL, METRICS, STAT, to_record
 
@@ -71,7 +73,7 @@ def client_for(context: Context) -> RecommenderClient:
     Raises:
         ConfigError: the node has no `partition-id` and `num-partitions` (a simulation sets them, `--node-config` does on a deployment).
     """
-    config = RunConfig.from_flat(dict(context.run_config))
+    config = _config(tuple(sorted(context.run_config.items())))
     settings = context.node_config
     try:
         partition, total = int(settings["partition-id"]), int(settings["num-partitions"])
@@ -84,6 +86,12 @@ def client_for(context: Context) -> RecommenderClient:
     own = settings.get("state-dir")
     folder = Path(str(own)).expanduser() if own else default_output_dir(config.output_dir) / "nodes"
     return RecommenderClient(config, Node(partition, total, folder, durable=own is not None))
+
+
+@lru_cache(maxsize=8)
+def _config(flat: tuple[tuple[str, Scalar], ...]) -> RunConfig:
+    config = RunConfig.from_flat(dict(flat))
+    return config.resolve(model_class(config.model.name).recipe)
 
 
 def _received(message: Message) -> tuple[list[Any], dict[str, Any]]:

@@ -152,7 +152,8 @@ def pointwise_loss(logits: Tensor, batch: Batch) -> Tensor:
 def initialise(model: Recommender, catalog: Catalog, cohort: Cohort | None, seed: int) -> Recommender:
     """Returns the model bound, with shared parameters drawn from the seed and private rows from (seed, user)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, "shared-parameters"))
+        # Not torch.manual_seed: it walks every device's generator, which costs more than small models do.
+        torch.default_generator.manual_seed(torch_seed(seed, "shared-parameters"))
         model.bind(catalog, cohort)
     if cohort is not None:
         rows = initial_private(model, cohort.keys, seed)

@@ -1,0 +1,101 @@
+"""What leaves a client, byte by byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from safetensors.numpy import load_file
+
+from fedrec_app import client_app
+from fedrec_app.config import RunConfig
+from fedrec_app.errors import FedrecError
+from fedrec_app.node_data import cohort
+from fedrec_app.records import from_record
+from fedrec_app.simulate import simulate
+
+SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
+SHARED = {
+    "mf": {"item_embedding"},
+    "neumf": {
+        "item_gmf", "item_mlp", "item_bias", "output.weight", "output.bias",
+        *(f"mlp.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")),
+    },
+}  # fmt: skip
+SUMS = {"eval/names", "eval/sums", "eval/item_counts", "eval/counts", "stat/item-counts"}
+
+
+def sent_by_clients(messages: list[Message]) -> bytes:
+    """Everything in replies that a listener on the wire would see: names, arrays, metrics and configs."""
+    return b"".join(record.deflate() + bytes(repr(dict(record)), "utf8") for m in messages for record in m.content.values())
+
+
+@pytest.mark.parametrize("update", ["delta", "parameters"])
+@pytest.mark.parametrize("model", ["mf", "neumf"])
+def test_no_private_array_and_no_user_id_leaves_a_client(tmp_path: Path, model: str, update: str) -> None:
+    replies: list[Message] = []
+
+    def tap(message: Message) -> None:
+        if message.metadata.reply_to_message_id:
+            replies.append(message)
+
+    flat = {
+        "output-dir": str(tmp_path), "num-server-rounds": 3, "data.options": SMALL, "model.name": model,
+        "model.options": '{"loss": "bce"}' if model == "mf" else "{}", "train.num-negatives": 2,
+    }  # fmt: skip
+    if update == "parameters":
+        flat["strategy.name"] = "flwr.serverapp.strategy:FedAvg"
+    result = simulate(flat, 3, taps=[tap])
+    assert len(replies) == 3 * (1 + 3 + 3 + 1)  # roll-call, three rounds of training and validation, test
+
+    prefixed = {f"delta/{name}" for name in SHARED[model]} if update == "delta" else SHARED[model]
+    names = {name for m in replies for record in m.content.array_records.values() for name in record}
+    assert names <= prefixed | SUMS
+    assert prefixed <= names
+
+    wire = sent_by_clients(replies)
+    everyone = cohort(_data_config(flat), None, 1)
+    for user in everyone.user_ids:
+        assert f"'{user}'".encode() not in wire
+        assert f'"{user}"'.encode() not in wire
+    stored = list((tmp_path / "nodes" / result.summary["lineage"]).glob("*/*.safetensors"))
+    assert stored, "private state was written, so there is something that could have leaked"
+    floats = {
+        array.astype(np.float32).tobytes()
+        for m in replies
+        for record in m.content.array_records.values()
+        for array in from_record(record).values()
+    }
+    rows = [row for path in stored for name, a in load_file(path).items() if name != "user-keys" for row in a]
+    assert rows
+    for row in rows:
+        if np.any(row):
+            assert not any(row.astype(np.float32).tobytes() in payload for payload in floats)
+    for key in everyone.keys:
+        assert int(key).to_bytes(8, "little") not in wire
+
+
+def _data_config(flat: dict[str, object]):  # type: ignore[no-untyped-def]
+    return RunConfig.from_flat({k: v for k, v in flat.items() if k.startswith("data.")}).data
+
+
+def test_the_last_gate_stops_an_array_that_is_not_shared() -> None:
+    class Client:
+        class model:  # noqa: N801
+            @staticmethod
+            def shared_names() -> list[str]:
+                return ["item_embedding"]
+
+    client_app._check_outgoing(["delta/item_embedding", "count/item_embedding", "eval/sums"], Client())  # type: ignore[arg-type]
+    for name in ("user_embedding", "delta/user_embedding", "user-keys"):
+        with pytest.raises(FedrecError, match="must not leave the node"):
+            client_app._check_outgoing([name], Client())  # type: ignore[arg-type]
+
+
+def test_small_cohorts_keep_their_item_counts(tmp_path: Path) -> None:
+    flat = {"output-dir": str(tmp_path), "num-server-rounds": 1, "data.options": SMALL}
+    assert "popularity@10" in simulate(flat, 2).summary["test"]
+    assert "popularity@10" not in simulate(flat, 20).summary["test"]
+    assert "popularity@10" in simulate({**flat, "privacy.min-cohort": 2}, 20).summary["test"]
