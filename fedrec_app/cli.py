@@ -78,7 +78,13 @@ def run(
     with _bar(config) as bar:
         try:
             folder = run_with_flower(
-                flat, output_dir, num_nodes, connection, client_cpus, on_log, lambda record: _advance(bar, record, config)
+                flat,
+                output_dir,
+                num_nodes,
+                connection,
+                client_cpus,
+                on_log,
+                lambda record: _advance(bar, record, config),
             )
         except FedrecError:
             if not verbose:
@@ -117,7 +123,9 @@ def report(run: Annotated[Path, typer.Option("--run", help="Folder of a run.")])
 def recommend(
     run: Annotated[Path, typer.Option("--run", help="Folder of a run.")],
     user: Annotated[str, typer.Option("--user", help="Id of a user of the data.")] = "",
-    history: Annotated[str, typer.Option("--history", help="Item ids 'a,b,c' of somebody who is not in the data.")] = "",
+    history: Annotated[
+        str, typer.Option("--history", help="Item ids 'a,b,c' of somebody who is not in the data.")
+    ] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
@@ -164,7 +172,9 @@ def show_result(folder: RunFolder, as_json: bool) -> None:
     from fedrec_app.report import result_rows
 
     summary = folder.read_summary()
-    table = Table(title=f"{summary['model']} by {summary['strategy']} on {summary['data']}, test (round {summary['best_round']})")
+    table = Table(
+        title=f"{summary['model']} by {summary['strategy']} on {summary['data']}, test (round {summary['best_round']})"
+    )
     if "warning" in summary:
         table.caption = f"[bold red]{summary['warning']}[/]"
     table.add_column("metric")

@@ -2,6 +2,101 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Annotated
+
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedrec_app.config import DataConfig
 
 data_commands = typer.Typer(no_args_is_help=True, help="Data sets: list, prepare, stats.")
+stdout, stderr = Console(), Console(stderr=True)
+
+Name = Annotated[str, typer.Argument(help="Data set, see `fedrec data list`.")]
+
+
+@data_commands.command("list")
+def list_sources() -> None:
+    """List the data sets that are installed."""
+    from fedrec_app.data import sources
+
+    table = Table()
+    table.add_column("name")
+    table.add_column("what it is")
+    for name in sources.names():
+        table.add_row(name, sources.resolve(name).summary)
+    stdout.print(table)
+
+
+@data_commands.command()
+def prepare(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Take the files from here, not from the network.")
+    ] = None,
+) -> None:
+    """Fetch a data set once, check it, and write it to a folder that `data.path` takes."""
+    from fedrec_app.data.prepare import prepare as prepare_data
+
+    for line in prepare_data(name, source, out).lines():
+        stderr.print(line, highlight=False)
+    stdout.print(f'data.name="{name}" data.path="{out.absolute()}"', highlight=False, soft_wrap=True)
+
+
+@data_commands.command()
+def stats(
+    name: Name,
+    path: Annotated[str, typer.Option("--path", help="File or folder of the data set.")] = "",
+    columns: Annotated[str, typer.Option("--columns", help="Mapping 'user_id=user,item_id=film' for csv.")] = "",
+    options: Annotated[str, typer.Option("--options", help="The data set's own options, a JSON object.")] = "{}",
+    min_interactions: Annotated[
+        int, typer.Option(min=1, help="Users with fewer are left out.")
+    ] = DataConfig().min_interactions,
+    num_nodes: Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")] = 8,
+    partition: Annotated[str, typer.Option(help="users, by:<column> or dirichlet:<alpha>.")] = "users",
+    out: Annotated[Path, typer.Option("--out", help="Folder for stats.png and quarantine.csv.")] = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Show users, items, density, the long tail and the sizes of nodes, as a table and a picture."""
+    import importlib.util
+
+    from fedrec_app.data import sources
+    from fedrec_app.data.partition import partition as deal
+    from fedrec_app.data.stats import plot
+    from fedrec_app.data.stats import stats as describe
+
+    dataset = sources.load(name, path, columns, min_interactions, options, DataConfig().seed)
+    nodes = deal(dataset.users, partition, num_nodes, DataConfig().seed)
+    found = describe(dataset, nodes, num_nodes)
+    for line in dataset.report.lines():
+        stderr.print(line, highlight=False)
+    out.mkdir(parents=True, exist_ok=True)
+    if len(dataset.quarantine):
+        dataset.quarantine.write(out / "quarantine.csv")
+        stderr.print(f"rows set aside: {out / 'quarantine.csv'}", highlight=False, soft_wrap=True)
+    if importlib.util.find_spec("matplotlib"):
+        plot(found, out / "stats.png")
+        stderr.print(f"picture: {out / 'stats.png'}", highlight=False, soft_wrap=True)
+    else:
+        stderr.print("no picture: pip install 'fedrec[report]'", markup=False)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(title=name)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for key, value in found.items():
+        if isinstance(value, float):
+            table.add_row(key, f"{value:.4f}")
+        elif isinstance(value, int):
+            table.add_row(key, f"{value:,}")
+        elif isinstance(value, dict):
+            for inner, number in value.items():
+                table.add_row(f"{key} {inner}", f"{number:g}")
+    sizes = found["users_per_node"]
+    table.add_row("users_per_node, smallest to largest", f"{min(sizes)} to {max(sizes)}")
+    stdout.print(table)

@@ -70,7 +70,7 @@ class RecommenderClient(NumPyClient):
         self.model: Recommender = make_model(self.config.model)
         if self.model.couples_users and self.config.train.unit == "user":
             raise ConfigError(
-                f"model {self.config.model.name!r} couples users, so it needs train.unit = \"node\", not \"user\""
+                f'model {self.config.model.name!r} couples users, so it needs train.unit = "node", not "user"'
             )
         initialise(self.model, self.catalog, self.cohort, self.config.seed)
 
@@ -87,6 +87,7 @@ class RecommenderClient(NumPyClient):
             Said.NUM_EXAMPLES: int(len(self.cohort.train.items)),
             Said.CATALOG: self.catalog.hash,
             Said.MODEL: model_hash(self.model),
+            Said.QUARANTINED: self._quarantine(),
             Said.VERSION: __version__,
         }
         asked = [name for name in str(config.get(Ask.STATISTICS, "")).split(",") if name]
@@ -96,6 +97,14 @@ class RecommenderClient(NumPyClient):
             counts = np.bincount(self.cohort.train.items, minlength=len(self.catalog)).astype(np.int64)
             properties[ARRAYS_BYTES] = save({STAT + "item-counts": counts})
         return properties
+
+    def _quarantine(self) -> int:
+        """Returns how many rows of the node's data were set aside; which ones, and why, is written beside its state."""
+        quarantine = node_data.prepared(self.config.data).dataset.quarantine
+        if len(quarantine):
+            self.node.state_dir.mkdir(parents=True, exist_ok=True)
+            quarantine.write(self.node.state_dir / "quarantine.csv")
+        return len(quarantine)
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[NDArray]:
         """Returns the shared parameters that a run with this seed starts from."""
@@ -114,7 +123,11 @@ class RecommenderClient(NumPyClient):
         shared = self._shared(parameters, config)
         server_round = int(config.get(Ask.ROUND, 1))
         wants_delta = config.get(Ask.UPDATE) == "delta"
-        plan = self._plan(config, server_round)
+        plan = replace(
+            fit_plan(self.config, server_round),
+            weighting=str(config.get(Ask.WEIGHTING, "examples")),
+            proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
+        )
         rows, state, keys = self._private(config, server_round - 1)
         if plan.unit == "user":
             sums = fit_users(self.model, self.cohort, shared, rows, plan)
@@ -158,7 +171,7 @@ class RecommenderClient(NumPyClient):
         known = self.cohort.known(part)
         epochs = self.config.evaluate.fold_in_epochs
         if rows:
-            plan = self._plan({}, server_round)
+            plan = fit_plan(self.config, server_round)
             users = np.flatnonzero(self.cohort.held_out(part).lengths > 0)
             fit_private(
                 self.model, tensors, rows, known, self.cohort.never_negative_for(part), self.cohort.keys, users,
@@ -173,9 +186,7 @@ class RecommenderClient(NumPyClient):
             with torch.no_grad():
                 return self.model.score(self.model.encode(known.select(users), torch.from_numpy(users)), all_items)
 
-        drawn = node_data.candidates(
-            self.config.data, self.node.partition_id, self.node.num_partitions, num_bootstrap
-        )
+        drawn = node_data.candidates(self.config.data, self.node.partition_id, self.node.num_partitions, num_bootstrap)
         return evaluate_cohort(
             score_block, self.cohort, part, self.config.evaluate.ks, self.config.data.seed, num_bootstrap,
             candidates=drawn,
@@ -192,20 +203,6 @@ class RecommenderClient(NumPyClient):
                 raise FedrecError(f"parameter {name!r} has shape {received[name].shape}, the model's is {expected}")
         return {name: np.ascontiguousarray(received[name], dtype=np.float32) for name in self.model.shared_names()}
 
-    def _plan(self, config: Mapping[str, Any], server_round: int) -> FitPlan:
-        t = self.config.train
-        plan = FitPlan(
-            seed=self.config.seed, server_round=server_round, unit=t.unit, user_fraction=t.user_fraction,
-            local_epochs=t.local_epochs, batch_size=t.batch_size, optimizer=t.optimizer, learning_rate=t.learning_rate,
-            private_learning_rate=t.private_learning_rate, private_epochs=t.private_epochs,
-            num_negatives=t.num_negatives, weight_decay=t.weight_decay,
-        )  # type: ignore[arg-type]  # fmt: skip
-        return replace(
-            plan,
-            weighting=str(config.get(Ask.WEIGHTING, "examples")),
-            proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
-        )
-
     def _private(self, config: Mapping[str, Any], at_round: int) -> tuple[Arrays, PrivateState, NDArray[np.uint64]]:
         state = PrivateState(
             self.node.state_dir, str(config.get(Ask.LINEAGE, "default")), self.node.partition_id, self.node.durable
@@ -216,6 +213,17 @@ class RecommenderClient(NumPyClient):
         initial = {n: self.model.get_parameter(n).detach().numpy().copy() for n in self.model.private_names()}
         rows = state.load(at_round, keys, initial)
         return with_optimizer_state(rows, str(self.config.train.optimizer)), state, keys
+
+
+def fit_plan(config: RunConfig, server_round: int) -> FitPlan:
+    """Returns the local fit that a resolved configuration asks for in a round, weighted by examples."""
+    t = config.train
+    return FitPlan(
+        seed=config.seed, server_round=server_round, unit=t.unit, user_fraction=t.user_fraction,
+        local_epochs=t.local_epochs, batch_size=t.batch_size, optimizer=t.optimizer, learning_rate=t.learning_rate,
+        private_learning_rate=t.private_learning_rate, private_epochs=t.private_epochs,
+        num_negatives=t.num_negatives, weight_decay=t.weight_decay,
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def _deltas(sums: FitSums) -> Arrays:

@@ -26,18 +26,20 @@ def _kebab(name: str) -> str:
 
 
 def _parse_ks(value: object) -> object:
-    if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise ValueError('a list of positive whole numbers such as "5,10,20" is expected')
-        return tuple(sorted({int(part) for part in parts}))
-    return value
+    if isinstance(value, tuple):
+        return value
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError('a text of positive whole numbers such as "5,10,20" is expected')
+    return tuple(sorted({int(part) for part in parts}))
 
 
 class Section(BaseModel):
-    """Keys of one prefix; frozen, and unknown keys are an error."""
+    """Keys of one prefix; frozen, and unknown keys, other types, infinity and NaN are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, alias_generator=_kebab, populate_by_name=True
+    )
 
 
 class DataConfig(Section):
@@ -107,12 +109,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _metric_is_computed(self) -> RunConfig:
-        name, _, k = self.evaluate.metric.partition("@")
-        known = ("hr", "ndcg", "recall", "precision", "f1", "mrr")
-        if name not in known or k not in {str(k) for k in self.evaluate.ks}:
-            raise ValueError(
-                f"evaluate.metric is {self.evaluate.metric!r}: one of {', '.join(known)} at one of {self.evaluate.ks}"
-            )
+        known = [f"{name}@{k}" for name in ("hr", "ndcg", "recall", "precision", "f1", "mrr") for k in self.evaluate.ks]
+        if self.evaluate.metric not in known:
+            raise ValueError(unknown("evaluate.metric", self.evaluate.metric, known))
         return self
 
     @classmethod
@@ -133,7 +132,7 @@ class RunConfig(Section):
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            raise ConfigError("; ".join(_describe(problem) for problem in error.errors())) from None
+            raise ConfigError("; ".join(_readable(error, flat))) from None
 
     def flat(self) -> dict[str, Scalar]:
         """Returns every setting under its dotted key, as Flower would carry it."""
@@ -159,8 +158,10 @@ class RunConfig(Section):
         if left:
             raise ConfigError(f"the model {self.model.name!r} has no value of its own for {', '.join(left)}: set them")
         if resolved["strategy.name"] == recipe.get("strategy.name") and "strategy.options" in recipe:
-            own = parse_options(str(recipe["strategy.options"]), "strategy.options")
-            own.update(parse_options(self.strategy.options, "strategy.options"))
+            own: dict[str, Any] = {}
+            for text in (str(recipe["strategy.options"]), self.strategy.options):
+                options = parse_options(text, "strategy.options")
+                own.update({name.replace("-", "_"): value for name, value in options.items()})
             resolved["strategy.options"] = json.dumps(own, sort_keys=True)
         return RunConfig.from_flat(resolved)
 
@@ -173,10 +174,31 @@ class RunConfig(Section):
 _SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy")
 
 
-def _describe(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"][:2]) or "settings"
-    # A union's members are reported one by one; the key is what the reader needs.
-    return f"{key} is {problem['input']!r}: {problem['msg']}" if key != "settings" else str(problem["msg"])
+def _readable(error: ValidationError, given: Mapping[str, Any]) -> list[str]:
+    """Returns one line a key: pydantic complains once for each member of a union such as "auto" or a number."""
+    by_key: dict[str, list[Any]] = {}
+    for problem in error.errors():
+        loc = [str(part) for part in problem["loc"]]
+        by_key.setdefault(".".join(loc[:2]) if ".".join(loc[:2]) in given else ".".join(loc[:1]), []).append(problem)
+    lines = []
+    for key, problems in by_key.items():
+        value = given.get(key, problems[0]["input"])
+        choices = [name for p in problems for name in re.findall(r"'([^']*)'", p.get("ctx", {}).get("expected", ""))]
+        rules = [_rule(problem) for problem in problems if problem["type"] != "literal_error"]
+        if not key:
+            lines += rules
+        elif not rules:
+            lines.append(unknown(key, str(value), choices))
+        else:
+            also = f", or {' or '.join(map(repr, choices))}" if choices else ""
+            lines.append(f"{key} is {value!r}: {'; '.join(rules)}{also}")
+    return lines
+
+
+def _rule(problem: Any) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return str(problem["msg"]).replace("Input should be", "must be")
 
 
 def parse_options(text: str, key: str) -> dict[str, Any]:
@@ -214,8 +236,7 @@ def validate_options(schema: type[BaseModel], options: Mapping[str, Any], owner:
     try:
         return schema.model_validate(given)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, p['loc']))} is {p['input']!r}: {p['msg']}" for p in error.errors())
-        raise ConfigError(f"options of {owner}: {found}") from None
+        raise ConfigError(f"options of {owner}: {'; '.join(_readable(error, given))}") from None
 
 
 _PAIR = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*=\s*('[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]+)(?=\s|$)")
@@ -232,7 +253,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Scalar]:
     result: dict[str, Scalar] = {}
     for text in texts:
         if text.strip().endswith(".toml") and "=" not in text:
-            result.update(_read_toml(Path(text.strip()).expanduser()))
+            result.update(read_toml(Path(text.strip()).expanduser()))
             continue
         position = 0
         while position < len(text.rstrip()):
@@ -244,35 +265,49 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Scalar]:
                 )
             key, value = match.groups()
             try:
-                result[key] = tomllib.loads(f"value = {value}")["value"]
-            except tomllib.TOMLDecodeError:
+                result[key] = _scalar(tomllib.loads(f"value = {value}")["value"])
+            except ValueError:
                 raise ConfigError(
-                    f"{key}={value}: a number, true, false or a text in quotes is expected (did you mean {key}=\"{value}\"?)"
+                    f'{key}={value}: a number, true, false or a text in quotes is expected (did you mean {key}="{value}"?)'
                 ) from None
             position = match.end()
     return result
 
 
-def _read_toml(path: Path) -> dict[str, Scalar]:
+def read_toml(path: Path) -> dict[str, Scalar]:
+    """Returns the settings in a .toml file by dotted key, whether written dotted or as tables.
+
+    Raises:
+        ConfigError: there is no such file, it is not TOML, or a value is not a TOML scalar.
+    """
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
     try:
-        tables = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
-    flat: dict[str, Scalar] = {}
+    flat: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):
             flat.update({f"{key}.{name}": inner for name, inner in value.items()})
         else:
             flat[key] = value
+    for key, value in flat.items():
+        try:
+            _scalar(value)
+        except ValueError:
+            raise ConfigError(f"{path}: {key} is {value!r}: a number, true, false or a text is expected") from None
     return flat
+
+
+def _scalar(value: Any) -> Scalar:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"{value!r} is not a TOML scalar that Flower carries")
+    return value
 
 
 def to_toml(flat: Mapping[str, Scalar]) -> str:
     """Returns flat settings as a TOML file that `-c FILE.toml` reads."""
-    lines = []
-    for key, value in flat.items():
-        name = ".".join(part for part in key.split("."))
-        lines.append(f"{name} = {json.dumps(value)}")
-    return "\n".join(lines) + "\n"
+    # TOML has neither JSON's surrogate pairs nor a bare DEL.
+    texts = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in flat.items()}
+    return "".join(f"{key} = {text}\n" for key, text in texts.items())

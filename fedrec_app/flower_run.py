@@ -145,7 +145,9 @@ def run_with_flower(
         raise FedrecError("the run ended before it began: see Flower's lines above")
     summary = RunFolder(folder).read_summary() if (folder / SUMMARY).is_file() else {}
     if summary.get("status") != "completed":
-        raise FedrecError(f"the run failed: {summary.get('error', 'it was stopped before it could say why')} ({folder})")
+        raise FedrecError(
+            f"the run failed: {summary.get('error', 'it was stopped before it could say why')} ({folder})"
+        )
     return RunFolder(folder)
 
 

@@ -105,7 +105,9 @@ def _scores(
         num_negatives=int(config.train.num_negatives), weight_decay=float(config.train.weight_decay),
     )  # fmt: skip
     epochs = int(config.evaluate.fold_in_epochs) if known else NEWCOMER_EPOCHS
-    fit_private(model, tensors, start, history, history, cohort.keys, np.array([0]), plan, epochs, "recommend", serving=True)
+    fit_private(
+        model, tensors, start, history, history, cohort.keys, np.array([0]), plan, epochs, "recommend", serving=True
+    )
     with torch.no_grad():
         for name in names:
             model.get_parameter(name).copy_(torch.from_numpy(start[name]))

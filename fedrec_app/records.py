@@ -1,13 +1,13 @@
 """The message schema: what travels between ServerApp and ClientApp, in one place.
 
-    to the node     arrays  ArrayRecord   shared parameters by name
-                    config  ConfigRecord  keys of `Ask`
-    training reply  arrays  ArrayRecord   "delta/<name>", "count/<name>" (asked for deltas) or parameters by name
-                    metrics MetricRecord  scalars; "num-examples" is the weight that stock strategies use
-    evaluation      arrays  ArrayRecord   "eval/<...>" sums (asked for sums), else none
-                    metrics MetricRecord
-    query           arrays  ArrayRecord   "stat/<...>" (asked for statistics), else none
-                    config  ConfigRecord  properties of the node
+to the node     arrays  ArrayRecord   shared parameters by name
+                config  ConfigRecord  keys of `Ask`
+training reply  arrays  ArrayRecord   "delta/<name>", "count/<name>" (asked for deltas) or parameters by name
+                metrics MetricRecord  scalars; "num-examples" is the weight that stock strategies use
+evaluation      arrays  ArrayRecord   "eval/<...>" sums (asked for sums), else none
+                metrics MetricRecord
+query           arrays  ArrayRecord   "stat/<...>" (asked for statistics), else none
+                config  ConfigRecord  properties of the node
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Said:
     PARTITION = "partition-id"
     CATALOG = "catalog-hash"
     MODEL = "model-hash"
+    QUARANTINED = "num-quarantined"
     VERSION = "fedrec-version"
 
 

@@ -10,7 +10,19 @@ from fedrec_app.artifacts import REPORT, RunFolder
 from fedrec_app.errors import FedrecError
 
 CURVES = "curves.png"
-_SHOWN = ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "recall@10", "precision@10", "f1@10", "mrr@10", "hr@20", "ndcg@20", "recall@20")
+_SHOWN = (
+    "hr@5",
+    "ndcg@5",
+    "hr@10",
+    "ndcg@10",
+    "recall@10",
+    "precision@10",
+    "f1@10",
+    "mrr@10",
+    "hr@20",
+    "ndcg@20",
+    "recall@20",
+)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -26,7 +38,9 @@ def write_report(folder: RunFolder) -> Path:
     """
     summary, records = folder.read_summary(), folder.read_metrics()
     if summary.get("status") != "completed":
-        raise FedrecError(f"the run in {folder.path} is {summary.get('status')}: {summary.get('error', 'no reason given')}")
+        raise FedrecError(
+            f"the run in {folder.path} is {summary.get('status')}: {summary.get('error', 'no reason given')}"
+        )
     lines = [f"# {summary['model']} by {summary['strategy']} on {summary['data']}", ""]
     if "warning" in summary:
         lines += [f"**{summary['warning']}**", ""]
@@ -104,7 +118,11 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     quality, loss, traffic = figure.subplots(1, 3)
     judged = [r for r in records if r["validation"]]
     rounds = [r["round"] for r in judged]
-    for name, label in (("ndcg@10", "NDCG@10, full"), ("hr@10", "HR@10, full"), ("sampled/ndcg@10", "NDCG@10, 99 negatives")):
+    for name, label in (
+        ("ndcg@10", "NDCG@10, full"),
+        ("hr@10", "HR@10, full"),
+        ("sampled/ndcg@10", "NDCG@10, 99 negatives"),
+    ):
         if judged and name in judged[0]["validation"]:
             quality.plot(rounds, [r["validation"][name] for r in judged], label=label)
     quality.axvline(summary["best_round"], color="grey", linestyle=":", label=f"best: round {summary['best_round']}")
@@ -117,5 +135,8 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
         traffic.plot([r["round"] for r in records], [r[key] / 1e6 for r in records], label=label)
     traffic.set(title="Payload, MB a round", xlabel="round", ylim=(0, None))
     traffic.legend(fontsize=7)
-    figure.suptitle(f"{summary['model']} by {summary['strategy']} on {summary['data']}" + (" — LEAKY PROTOCOL" if "warning" in summary else ""))
+    figure.suptitle(
+        f"{summary['model']} by {summary['strategy']} on {summary['data']}"
+        + (" — LEAKY PROTOCOL" if "warning" in summary else "")
+    )
     figure.savefig(path, dpi=120)

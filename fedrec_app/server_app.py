@@ -68,9 +68,7 @@ class _Recorder:
             watch(record, progress, self.num_rounds)
 
 
-def progress_line(
-    record: RoundRecord, progress: Progress, num_rounds: int, metric: str, seconds: list[float]
-) -> str:
+def progress_line(record: RoundRecord, progress: Progress, num_rounds: int, metric: str, seconds: list[float]) -> str:
     """Returns a round in one line: metric, best so far, loss, seconds, and what is left at this pace."""
     left = statistics.median(seconds[-10:]) * (num_rounds - record.round)
     value = (record.validation or {}).get(metric)
@@ -84,9 +82,7 @@ def progress_line(
     return " | ".join([*parts, f"{record.seconds:.2f} s", f"ETA {int(left) // 60}:{int(left) % 60:02d}"])
 
 
-def run_server(
-    grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: Iterable[OnRound] = ()
-) -> RunResult:
+def run_server(grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: Iterable[OnRound] = ()) -> RunResult:
     """Returns the finished run.
 
     Args:
@@ -138,6 +134,12 @@ class _Run:
         roster = Roster(self.catalog_hash, model_hash(self.model), ["item-counts"], config.strategy.join_timeout)
         roster.wait(self.grid, config.strategy.min_nodes)
         log(INFO, "%s nodes take part, %s are refused", len(roster.members), len(roster.refused))
+        if quarantined := max(member.num_quarantined for member in roster.partitions()):
+            log(
+                WARNING,
+                "up to %s rows of a node's data were set aside: see quarantine.csv in its state folder",
+                quarantined,
+            )
         popularity = roster.sums.get("item-counts")
         strategy = self._strategy(roster)
         evaluation = FederatedEvaluation(popularity)
@@ -206,9 +208,7 @@ class _Run:
         }
         self.folder.write_model(from_record(progress.best_arrays), metadata, popularity)
 
-    def _summary(
-        self, progress: Progress, test: dict[str, Any], roster: Roster, lineage: str
-    ) -> dict[str, Any]:
+    def _summary(self, progress: Progress, test: dict[str, Any], roster: Roster, lineage: str) -> dict[str, Any]:
         config, rounds = self.config, progress.rounds
         best = next((r.validation for r in reversed(rounds) if r.round == progress.best_round), None) or {}
         dropped: dict[str, int] = {}
@@ -226,6 +226,7 @@ class _Run:
             "unit": config.train.unit,
             "num_nodes": len(roster.members),
             "refused_nodes": len(roster.refused),
+            "quarantined_rows": max(member.num_quarantined for member in roster.partitions()),
             "rounds": len(rounds),
             "best_round": progress.best_round,
             "stopped_early": progress.stopped_early,

@@ -1,10 +1,10 @@
 """RecStrategy: the contract of a strategy.
 
-    class Halve(RecStrategy):
-        name = "halve"
+class Halve(RecStrategy):
+    name = "halve"
 
-        def aggregate(self, updates, params):
-            return {name: delta / 2 for name, delta in super().aggregate(updates, params).items()}
+    def aggregate(self, updates, params):
+        return {name: delta / 2 for name, delta in super().aggregate(updates, params).items()}
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ class Member:
         num_partitions: how many parts there are, as the node was told.
         num_users: users of its cohort with something to train on.
         num_examples: their training interactions.
+        num_quarantined: rows of its data that were set aside.
     """
 
     node_id: int
@@ -34,6 +35,7 @@ class Member:
     num_partitions: int
     num_users: int
     num_examples: int
+    num_quarantined: int = 0
 
 
 @dataclass
@@ -123,7 +125,9 @@ class Roster:
         for key, expected in ((Said.CATALOG, self.catalog_hash), (Said.MODEL, self.model_hash)):
             if expected and said[key] != expected:
                 raise ValueError(f"its {key} is {str(said[key])[:12]}, this run's is {expected[:12]}")
-        numbers = [said[key] for key in (Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES)]
+        numbers = [
+            said[key] for key in (Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES, Said.QUARANTINED)
+        ]
         if not all(isinstance(n, int) and 0 <= n <= MAX_UNITS for n in numbers):
             raise ValueError(f"its numbers {numbers} are not whole numbers from 0 to {MAX_UNITS:.0e}")
         partition, *counts = [int(n) for n in numbers]  # type: ignore[arg-type]

@@ -64,9 +64,7 @@ class Hooks(Protocol):
 Evaluate = Callable[[int, ArrayRecord, ConfigRecord], tuple[MetricRecord | None, int, int]]
 
 
-def exchange(
-    grid: Grid, messages: Iterable[Message], timeout: float
-) -> tuple[list[Message], int, int]:
+def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> tuple[list[Message], int, int]:
     """Returns the replies that came within `timeout` seconds, and the bytes sent and received."""
     outgoing = list(messages)
     down = sum(num_bytes(message.content) for message in outgoing)
@@ -129,7 +127,9 @@ def run_rounds(
             evaluate_fn(server_round, progress.arrays)
         _keep_best(progress, server_round, validation, metric)
         seconds = time.perf_counter() - began
-        record = RoundRecord(server_round, seconds, dict(trained or {}), dict(validation) if validation else None, down, up)
+        record = RoundRecord(
+            server_round, seconds, dict(trained or {}), dict(validation) if validation else None, down, up
+        )
         progress.rounds.append(record)
         if hooks is not None:
             hooks.on_round(record, progress)
@@ -149,9 +149,7 @@ def _keep_best(progress: Progress, server_round: int, validation: MetricRecord |
 
 
 def _own_evaluation(strategy: Strategy, grid: Grid, timeout: float) -> Evaluate:
-    def evaluate(
-        server_round: int, arrays: ArrayRecord, config: ConfigRecord
-    ) -> tuple[MetricRecord | None, int, int]:
+    def evaluate(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> tuple[MetricRecord | None, int, int]:
         messages = strategy.configure_evaluate(server_round, arrays, config, grid)
         replies, down, up = exchange(grid, messages, timeout)
         return strategy.aggregate_evaluate(server_round, replies), down, up

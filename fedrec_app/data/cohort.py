@@ -45,6 +45,17 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.user_ids)
 
+    def select(self, users: NDArray[np.int64]) -> Cohort:
+        """Returns the cohort of these users alone.
+
+        Args:
+            users: (num_selected,) positions.
+        """
+        return Cohort(
+            tuple(self.user_ids[u] for u in users), self.num_items, self.train.select(users),
+            self.validation.select(users), self.test.select(users), self.never_negative.select(users), self.ordered,
+        )  # fmt: skip
+
     def known(self, part: Part) -> Histories:
         """Returns what a model may see of each user when `part` is predicted: at test time, validation is past."""
         return self.train if part == "validation" else self.train.followed_by(self.validation)

@@ -30,9 +30,7 @@ class Histories:
         return cls(indptr, np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64))
 
     @classmethod
-    def from_rows(
-        cls, users: NDArray[np.int64], items: NDArray[np.int64], num_users: int
-    ) -> Histories:
+    def from_rows(cls, users: NDArray[np.int64], items: NDArray[np.int64], num_users: int) -> Histories:
         """Returns the block of rows (user, item); the order of a user's rows is kept.
 
         Args:

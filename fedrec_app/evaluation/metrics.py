@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedrec_app.data.stats import gini
 from fedrec_app.errors import DataError, unknown
 from fedrec_app.evaluation.sums import SAMPLED, MetricSums
 
@@ -141,13 +142,6 @@ def finalise(sums: MetricSums, popularity: ArrayLike | None = None) -> dict[str,
         low, high = np.percentile(replicates[:, :-1] / replicates[:, -1:], [2.5, 97.5], axis=0)
         result["ci"] = {name: [float(a), float(b)] for name, a, b in zip(sums.names, low, high, strict=True)}
     return result
-
-
-def gini(counts: NDArray[np.integer]) -> float:
-    """Returns the Gini coefficient of counts (not all 0): 0 if equal, (n - 1) / n if one has everything."""
-    ordered = np.sort(counts).astype(np.float64)
-    n = len(ordered)
-    return float((2.0 * np.arange(1, n + 1) - n - 1.0) @ ordered / (n * ordered.sum()))
 
 
 def popularity_percentiles(popularity: ArrayLike, num_items: int) -> NDArray[np.float64]:

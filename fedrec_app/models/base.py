@@ -1,19 +1,19 @@
 """The contract of a recommender.
 
-    class Popularity(Recommender):                      # one shared number an item
-        name, sampling = "popularity-bias", "pointwise"
+class Popularity(Recommender):                      # one shared number an item
+    name, sampling = "popularity-bias", "pointwise"
 
-        def bind(self, catalog, cohort):
-            self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
+    def bind(self, catalog, cohort):
+        self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
 
-        def loss(self, batch):
-            return pointwise_loss(self.item_bias[batch["items"]], batch)
+    def loss(self, batch):
+        return pointwise_loss(self.item_bias[batch["items"]], batch)
 
-        def encode(self, histories, users):
-            return {"num_users": torch.tensor(len(histories))}
+    def encode(self, histories, users):
+        return {"num_users": torch.tensor(len(histories))}
 
-        def score(self, state, items):
-            return self.item_bias[items].expand(int(state["num_users"]), -1)
+    def score(self, state, items):
+        return self.item_bias[items].expand(int(state["num_users"]), -1)
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def with_optimizer_state(rows: Arrays, optimizer: str) -> Arrays:
     return result
 
 
-def take(rows: Arrays, names: list[str], users: NDArray[np.int64]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+def take(
+    rows: Arrays, names: list[str], users: NDArray[np.int64]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Returns copies of the private rows of these users, and of their optimiser states, by parameter name."""
     values = {name: torch.from_numpy(rows[name][users]) for name in names}
     states: dict[str, dict[str, Tensor]] = {name: {} for name in names}

@@ -29,7 +29,9 @@ SUMS = {"eval/names", "eval/sums", "eval/item_counts", "eval/counts", "stat/item
 
 def sent_by_clients(messages: list[Message]) -> bytes:
     """Everything in replies that a listener on the wire would see: names, arrays, metrics and configs."""
-    return b"".join(record.deflate() + bytes(repr(dict(record)), "utf8") for m in messages for record in m.content.values())
+    return b"".join(
+        record.deflate() + bytes(repr(dict(record)), "utf8") for m in messages for record in m.content.values()
+    )
 
 
 @pytest.mark.parametrize("update", ["delta", "parameters"])

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from fedrec_app.data.stats import gini
 from fedrec_app.errors import DataError
 from fedrec_app.evaluation.metrics import (
     METRICS,
     finalise,
-    gini,
     metric_names,
     popularity_percentiles,
     user_metrics,

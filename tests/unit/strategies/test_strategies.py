@@ -22,7 +22,11 @@ def started(strategy: RecStrategy, server_round: int = 1) -> RecStrategy:
 
 def test_fedavg_divides_the_sum_of_weighted_deltas_by_the_sum_of_weights() -> None:
     strategy = started(FedAvg({}, Settings(), roster()))
-    replies = [delta_reply(10, 1.0, 2.0, weight=1), delta_reply(11, 9.0, -6.0, weight=3), delta_reply(12, 0.0, 0.0, weight=0)]
+    replies = [
+        delta_reply(10, 1.0, 2.0, weight=1),
+        delta_reply(11, 9.0, -6.0, weight=3),
+        delta_reply(12, 0.0, 0.0, weight=0),
+    ]
     arrays, metrics = strategy.aggregate_train(1, replies)
     assert arrays is not None
     params = from_record(arrays)
@@ -50,8 +54,14 @@ def test_ten_clients_with_a_hundred_samples_each_average_to_the_mean_of_their_mo
 
 
 def test_rows_weighting_averages_each_row_over_those_who_trained_it() -> None:
-    first = Update({"delta/t": np.array([[2.0], [4.0], [0.0]]), "count/t": np.array([2.0, 1.0, 0.0]), "delta/b": np.array([6.0])}, {"weight": 2.0})
-    second = Update({"delta/t": np.array([[4.0], [0.0], [0.0]]), "count/t": np.array([1.0, 0.0, 0.0]), "delta/b": np.array([0.0])}, {"weight": 1.0})
+    first = Update(
+        {"delta/t": np.array([[2.0], [4.0], [0.0]]), "count/t": np.array([2.0, 1.0, 0.0]), "delta/b": np.array([6.0])},
+        {"weight": 2.0},
+    )
+    second = Update(
+        {"delta/t": np.array([[4.0], [0.0], [0.0]]), "count/t": np.array([1.0, 0.0, 0.0]), "delta/b": np.array([0.0])},
+        {"weight": 1.0},
+    )
     mean = WeightedMean()([first, second], {"t": np.zeros((3, 1)), "b": np.zeros(1)})
     np.testing.assert_array_equal(mean["t"], [[2.0], [4.0], [0.0]])
     np.testing.assert_array_equal(mean["b"], [2.0])
@@ -112,7 +122,9 @@ def test_the_config_of_the_caller_is_not_changed() -> None:
 
 
 def test_unknown_options_and_names_are_refused_with_the_nearest_match() -> None:
-    with pytest.raises(ConfigError, match=r"unknown option of strategy 'fedadam' 'learning_rte'.*did you mean 'learning_rate'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown option of strategy 'fedadam' 'learning_rte'.*did you mean 'learning_rate'"
+    ):
         make_strategy("fedadam", {"learning_rte": 0.1}, Settings(), roster())
     with pytest.raises(ConfigError, match="did you mean 'fedavg'"):
         make_strategy("fedavgg", {}, Settings(), roster())

@@ -21,7 +21,11 @@ HOSTILE = {
     "nan": (with_array("delta/table", np.full((3, 2), np.nan, dtype=np.float32)), metrics(), "non-finite"),
     "infinity": (with_array("delta/bias", np.full(1, np.inf, dtype=np.float32)), metrics(), "non-finite"),
     "wrong shape": (with_array("delta/table", np.ones((2, 2), dtype=np.float32)), metrics(), "wrong-shape"),
-    "a shape that would broadcast": (with_array("delta/table", np.ones((1, 2), dtype=np.float32)), metrics(), "wrong-shape"),
+    "a shape that would broadcast": (
+        with_array("delta/table", np.ones((1, 2), dtype=np.float32)),
+        metrics(),
+        "wrong-shape",
+    ),
     "wrong dtype": (with_array("delta/table", np.ones((3, 2))), metrics(), "wrong-dtype"),
     "missing array": ({"delta/table": good()["delta/table"]}, metrics(), "missing-array"),
     "extra array": (with_array("delta/other", np.ones(1, dtype=np.float32)), metrics(), "extra-array"),

@@ -43,9 +43,7 @@ def private_of(model: Recommender) -> Arrays:
     return {name: model.get_parameter(name).detach().numpy().copy() for name in model.private_names()}
 
 
-def train_one_user(
-    model: Recommender, cohort: Cohort, user: int, plan: FitPlan
-) -> tuple[Arrays, Arrays, set[int]]:
+def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan) -> tuple[Arrays, Arrays, set[int]]:
     """Returns the user's delta of shared parameters, his private rows, and the items he met."""
     mine = copy.deepcopy(model)
     before = shared_of(mine)

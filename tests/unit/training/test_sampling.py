@@ -43,7 +43,13 @@ def test_negatives_are_uniform_over_what_is_allowed() -> None:
 def test_a_user_draws_the_same_alone_in_any_company_and_new_in_each_epoch_and_round() -> None:
     together, _ = draw()
     alone, _ = draw_epoch(
-        sampling_base(0, 1, "fit"), 0, KEYS[2:], Histories.from_lists([TRAIN[2]]), Histories.from_lists([TRAIN[2]]), 8, 50
+        sampling_base(0, 1, "fit"),
+        0,
+        KEYS[2:],
+        Histories.from_lists([TRAIN[2]]),
+        Histories.from_lists([TRAIN[2]]),
+        8,
+        50,
     )
     np.testing.assert_array_equal(together[4:], alone)
     assert not np.array_equal(together, draw(epoch=1)[0])

@@ -13,11 +13,25 @@ from tests.unit.training.oracle import make, private_of, shared_of, small_cohort
 
 PLANS = {
     "one full-batch step": FitPlan(seed=5, server_round=2, learning_rate=0.7, private_learning_rate=0.3),
-    "mini-batches": FitPlan(seed=5, server_round=2, learning_rate=0.2, private_learning_rate=0.4, local_epochs=3, batch_size=2),
-    "adam": FitPlan(seed=5, server_round=2, learning_rate=0.05, private_learning_rate=0.05, local_epochs=2, batch_size=3, optimizer="adam"),
+    "mini-batches": FitPlan(
+        seed=5, server_round=2, learning_rate=0.2, private_learning_rate=0.4, local_epochs=3, batch_size=2
+    ),
+    "adam": FitPlan(
+        seed=5,
+        server_round=2,
+        learning_rate=0.05,
+        private_learning_rate=0.05,
+        local_epochs=2,
+        batch_size=3,
+        optimizer="adam",
+    ),
     "no negatives": FitPlan(seed=5, server_round=2, learning_rate=0.2, local_epochs=2, num_negatives=0),
 }
-MODELS = {"mf": ("mf", {"loss": "bce"}), "mf all items": ("mf", {"loss": "all-items"}), "neumf": ("neumf", {"layers": (6, 3)})}
+MODELS = {
+    "mf": ("mf", {"loss": "bce"}),
+    "mf all items": ("mf", {"loss": "all-items"}),
+    "neumf": ("neumf", {"layers": (6, 3)}),
+}
 
 
 @pytest.mark.parametrize("weighting", ["examples", "users"])
@@ -30,7 +44,9 @@ def test_the_sums_equal_one_torch_model_a_user(case: str, plan: str, weighting: 
     the_plan = replace(PLANS[plan], weighting=weighting)
     shared, rows = shared_of(model), private_of(model)
     if model.solves_private:
-        with torch.no_grad():  # the oracle starts from the rows that the engine solves first, and leaves them as they are
+        with (
+            torch.no_grad()
+        ):  # the oracle starts from the rows that the engine solves first, and leaves them as they are
             solved = model.solve_private(cohort.train, serving=False)["user_embedding"]
         the_plan = replace(the_plan, private_learning_rate=0.0)
     oracle = []
@@ -43,7 +59,9 @@ def test_the_sums_equal_one_torch_model_a_user(case: str, plan: str, weighting: 
     sums = fit_users(model, cohort, shared, rows, the_plan)
     weights = cohort.train.lengths if weighting == "examples" else np.ones(len(cohort))
     for parameter in shared:
-        expected = sum(w * delta[parameter].astype(np.float64) for w, (delta, _, _) in zip(weights, oracle, strict=True))
+        expected = sum(
+            w * delta[parameter].astype(np.float64) for w, (delta, _, _) in zip(weights, oracle, strict=True)
+        )
         np.testing.assert_allclose(sums.delta[parameter], expected, rtol=2e-4, atol=2e-5, err_msg=parameter)
     for parameter in model.private_names():
         expected_rows = np.stack([own[parameter] for _, own, _ in oracle])
@@ -73,7 +91,9 @@ def test_users_give_the_same_sums_alone_and_together(plan: str) -> None:
     cohort = small_cohort()
     model = make("neumf", cohort)
     shared = shared_of(model)
-    together = fit_users(model, cohort, shared, with_optimizer_state(private_of(model), PLANS[plan].optimizer), PLANS[plan])
+    together = fit_users(
+        model, cohort, shared, with_optimizer_state(private_of(model), PLANS[plan].optimizer), PLANS[plan]
+    )
     total = {name: np.zeros_like(array) for name, array in together.delta.items()}
     for user, user_id in enumerate(cohort.user_ids):
         train = Histories.from_lists([cohort.train[user]])
@@ -115,6 +135,8 @@ def test_nothing_received_is_changed_and_an_empty_cohort_gives_zeros() -> None:
     for name, array in kept.items():
         np.testing.assert_array_equal(shared[name], array)
     empty = small_cohort(num_users=0)
-    sums = fit_users(make("mf", empty, loss="bce"), empty, shared, private_of(make("mf", empty, loss="bce")), PLANS["mini-batches"])
+    sums = fit_users(
+        make("mf", empty, loss="bce"), empty, shared, private_of(make("mf", empty, loss="bce")), PLANS["mini-batches"]
+    )
     assert sums.weight == 0
     assert not any(delta.any() for delta in sums.delta.values())

@@ -1,0 +1,256 @@
+"""Validated data: what happened, to which items, of which users, and what was set aside on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.validation import CONTEXT, STANDARD, Quarantine, check, merge_duplicates
+from fedrec_app.errors import DataError
+
+__all__ = ["Catalog", "Dataset", "Interactions", "LoadReport", "Quarantine"]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One validated table of what users did; file order is kept and breaks ties between equal timestamps.
+
+    Attributes:
+        table: columns user_id and item_id (categories of text), optionally rating (float32), timestamp (float64 seconds
+            since 1970), label (int8, 1 for a click, 0 for an impression without one) and context_* (float32 or
+            categories).
+        duplicates_merged: rows that were folded into another one of the same user and item.
+    """
+
+    table: pd.DataFrame
+    duplicates_merged: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.table.columns:
+            if name not in STANDARD and not str(name).startswith(CONTEXT):
+                raise DataError(f"interactions cannot have a column {name!r}")
+        for name in ("user_id", "item_id"):
+            if name not in self.table or not isinstance(self.table[name].dtype, pd.CategoricalDtype):
+                raise DataError(f"interactions need a categorical column {name!r}")
+
+    @classmethod
+    def validate(
+        cls,
+        raw: pd.DataFrame,
+        lines: NDArray[np.int64] | None = None,
+        catalog_ids: Collection[str] | None = None,
+    ) -> tuple[Interactions, Quarantine]:
+        """Returns the usable interactions, and the rows set aside with the reason.
+
+        Rows of the same user and item become one: the earliest stays and takes the rating of the latest. Rows with a
+        label are impressions, which may repeat, and are never merged.
+
+        Args:
+            raw: columns user_id and item_id, optionally rating, timestamp, label and context_*; others are ignored.
+            lines: (num_rows,) line of each row in its source; 1, 2, ... without it.
+            catalog_ids: the items that exist; a row of another item is set aside.
+
+        Raises:
+            DataError: user_id or item_id is missing.
+        """
+        table, quarantine = check(raw, lines, catalog_ids)
+        merged = 0
+        if "label" not in table:
+            table, merged = merge_duplicates(table)
+        for name in ("user_id", "item_id"):
+            table[name] = table[name].cat.remove_unused_categories()
+        return cls(table, merged), quarantine
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def has_timestamps(self) -> bool:
+        """Whether the order of a user's interactions is known."""
+        return "timestamp" in self.table
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether rows are impressions with a click label (CTR data)."""
+        return "label" in self.table
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did: rows_read = rows_kept + quarantined + duplicates_merged + rows_dropped.
+
+    Attributes:
+        rows_read: rows of the source.
+        rows_kept: rows of the data set.
+        quarantined: rows set aside, by reason.
+        duplicates_merged: rows folded into another one of the same user and item.
+        users_dropped: users with fewer interactions than asked for.
+        rows_dropped: the rows of those users.
+    """
+
+    rows_read: int
+    rows_kept: int
+    quarantined: dict[str, int] = field(default_factory=dict)
+    duplicates_merged: int = 0
+    users_dropped: int = 0
+    rows_dropped: int = 0
+
+    def lines(self) -> list[str]:
+        """Returns the report for people, one fact a line; what did not happen is left out."""
+        text = [f"{self.rows_kept:,} of {self.rows_read:,} rows kept"]
+        text += [f"{count:,} rows set aside: {reason}" for reason, count in self.quarantined.items()]
+        if self.duplicates_merged:
+            text.append(f"{self.duplicates_merged:,} repeated rows of the same user and item merged")
+        if self.users_dropped:
+            text.append(f"{self.users_dropped:,} users with too few interactions dropped ({self.rows_dropped:,} rows)")
+        return text
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded data set: everything that a node, or a simulation of all nodes, knows.
+
+    The categories of `interactions.table` are `users.index` and `catalog.item_ids`, in that order, so that their codes
+    are the positions of users and items.
+
+    Attributes:
+        interactions: what users did.
+        catalog: the items, those included that nobody touched.
+        users: (num_users rows) index user_id; attributes such as region, gender and age; its order is the data order.
+        friends: columns user_id and friend_id, an edge a row, or None; both ends are users of the data set.
+        report: what loading did.
+        quarantine: the rows set aside.
+    """
+
+    interactions: Interactions
+    catalog: Catalog
+    users: pd.DataFrame
+    friends: pd.DataFrame | None
+    report: LoadReport
+    quarantine: Quarantine
+
+    @classmethod
+    def assemble(
+        cls,
+        raw: pd.DataFrame,
+        lines: NDArray[np.int64] | None = None,
+        catalog: Catalog | None = None,
+        users: pd.DataFrame | None = None,
+        friends: pd.DataFrame | None = None,
+        malformed: Quarantine | None = None,
+    ) -> Dataset:
+        """Returns the data set of raw rows.
+
+        Args:
+            raw: raw interactions, see `Interactions.validate`.
+            lines: (num_rows,) line of each row in its source.
+            catalog: the items; without it, the sorted ids of the valid rows.
+            users: attributes by user id; users come in its order, then those that it does not list in the order in
+                which they appear. Users without interactions are left out.
+            friends: columns user_id and friend_id; edges of users without interactions are left out.
+            malformed: rows that could not even be read, to be reported with the others.
+
+        Raises:
+            DataError: no row can be used.
+        """
+        malformed = malformed or Quarantine()
+        interactions, quarantine = Interactions.validate(raw, lines, catalog.item_ids if catalog else None)
+        quarantine = quarantine.joined(malformed)
+        if not len(interactions):
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in quarantine.counts.items())
+            raise DataError(f"no usable interaction in {len(quarantine)} rows{': ' if reasons else ''}{reasons}")
+        report = LoadReport(
+            rows_read=len(raw) + len(malformed),
+            rows_kept=len(interactions),
+            quarantined=quarantine.counts,
+            duplicates_merged=interactions.duplicates_merged,
+        )
+        if catalog is None:
+            catalog = Catalog.of_ids(interactions.table["item_id"].cat.categories)
+        seen = interactions.table["user_id"].cat.categories
+        return cls.of(interactions, catalog, _users_in_order(seen, users), friends, report, quarantine)
+
+    @classmethod
+    def of(
+        cls,
+        interactions: Interactions,
+        catalog: Catalog,
+        users: pd.DataFrame,
+        friends: pd.DataFrame | None,
+        report: LoadReport,
+        quarantine: Quarantine | None = None,
+    ) -> Dataset:
+        """Returns the data set of validated parts, with codes and friends aligned to its users and items."""
+        table = interactions.table.copy(deep=False)
+        table["user_id"] = table["user_id"].cat.set_categories(users.index)
+        table["item_id"] = table["item_id"].cat.set_categories(pd.Index(catalog.item_ids, dtype="str"))
+        if friends is not None:
+            friends = _edges_inside(friends, users.index)
+        return cls(replace(interactions, table=table), catalog, users, friends, report, quarantine or Quarantine())
+
+    @property
+    def num_users(self) -> int:
+        """How many users the data set has."""
+        return len(self.users)
+
+    @property
+    def num_items(self) -> int:
+        """How many items the catalog has."""
+        return len(self.catalog)
+
+    @cached_property
+    def user_codes(self) -> NDArray[np.int64]:
+        """(num_rows,) position of each row's user in `users`."""
+        return self.interactions.table["user_id"].cat.codes.to_numpy().astype(np.int64)
+
+    @cached_property
+    def item_codes(self) -> NDArray[np.int64]:
+        """(num_rows,) position of each row's item in the catalog."""
+        return self.interactions.table["item_id"].cat.codes.to_numpy().astype(np.int64)
+
+    def with_min_interactions(self, minimum: int) -> Dataset:
+        """Returns the data set without the users who have fewer than `minimum` rows; the catalog stays whole.
+
+        Raises:
+            DataError: no user is left.
+        """
+        counts = np.bincount(self.user_codes, minlength=self.num_users)
+        keep = counts >= minimum
+        if keep.all():
+            return self
+        if not keep.any():
+            raise DataError(f"no user has {minimum} interactions: the most is {int(counts.max())}")
+        rows = keep[self.user_codes]
+        table = self.interactions.table.loc[rows].reset_index(drop=True)
+        report = replace(
+            self.report,
+            rows_kept=len(table),
+            users_dropped=self.report.users_dropped + int((~keep).sum()),
+            rows_dropped=self.report.rows_dropped + int((~rows).sum()),
+        )
+        interactions = replace(self.interactions, table=table)
+        return Dataset.of(interactions, self.catalog, self.users.loc[keep], self.friends, report, self.quarantine)
+
+
+def _edges_inside(friends: pd.DataFrame, user_ids: pd.Index) -> pd.DataFrame:
+    left, right = (friends[name].astype("str").to_numpy() for name in ("user_id", "friend_id"))
+    inside = (user_ids.get_indexer(left) >= 0) & (user_ids.get_indexer(right) >= 0) & (left != right)
+    return pd.DataFrame({"user_id": left[inside], "friend_id": right[inside]}).drop_duplicates(ignore_index=True)
+
+
+def _users_in_order(seen: pd.Index, users: pd.DataFrame | None) -> pd.DataFrame:
+    if users is None:
+        return pd.DataFrame(index=pd.Index(seen, name="user_id"))
+    users = users.set_axis(pd.Index(users.index.astype("str"), name="user_id"))
+    repeated = users.index[users.index.duplicated()]
+    if len(repeated):
+        raise DataError(f"the users table repeats user {repeated[0]!r}")
+    listed = users.index[users.index.isin(seen)]
+    others = seen[~seen.isin(listed)]
+    return users.reindex(pd.Index(listed.append(others), name="user_id"))

@@ -1,0 +1,88 @@
+"""Data sets by name: built in, from an entry point of the group `fedrec.datasets`, or as "package.module:Class"."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from fedrec_app import plugins
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.schema import Dataset
+from fedrec_app.data.sources.base import DataSource, SourceOptions, parse_options
+from fedrec_app.errors import ConfigError
+
+__all__ = ["BUILT_IN", "GROUP", "DataSource", "SourceOptions", "load", "load_catalog", "names", "resolve"]
+
+GROUP = "fedrec.datasets"
+BUILT_IN = {
+    "amazon-video": "fedrec_app.data.sources.amazon:AmazonVideo",
+    "csv": "fedrec_app.data.sources.csv_file:CsvFile",
+    "ml-100k": "fedrec_app.data.sources.movielens:MovieLens100K",
+    "synthetic": "fedrec_app.data.sources.synthetic:Synthetic",
+}
+
+
+def names() -> list[str]:
+    """Returns the names of all data sets that are installed, sorted."""
+    return sorted(plugins.names(BUILT_IN, GROUP))
+
+
+def resolve(name: str) -> DataSource[Any]:
+    """Returns the data set of a name.
+
+    Args:
+        name: built in, of an entry point, or "package.module:Class".
+
+    Raises:
+        ConfigError: no such data set, a plug-in that takes a name that is taken, or a class that is no `DataSource`.
+    """
+    offers = sorted({point.value for point in entry_points(group=GROUP) if point.name == name})
+    if name in BUILT_IN and offers:
+        raise ConfigError(f"the entry point {offers[0]!r} takes the name of the built-in dataset {name!r}")
+    if len(offers) > 1:
+        raise ConfigError(f"dataset {name!r} is offered by {' and '.join(offers)}")
+    found = plugins.find("dataset", name, BUILT_IN, GROUP)
+    if not issubclass(found, DataSource):
+        raise ConfigError(f"dataset {name!r}: {found.__name__} does not derive from DataSource")
+    return found()
+
+
+def load(
+    name: str,
+    path: str = "",
+    columns: str = "",
+    min_interactions: int = 1,
+    options: str = "{}",
+    seed: int = 0,
+) -> Dataset:
+    """Returns a data set without the users who have fewer than `min_interactions` rows.
+
+    Args:
+        name: see `resolve`.
+        path: file or folder.
+        columns: mapping "user_id=user,item_id=film" for data sets that take one.
+        min_interactions: how many rows a user must have to stay; the catalog keeps the items of those who go.
+        options: the data set's own options, a JSON object.
+        seed: of everything that is drawn.
+
+    Raises:
+        ConfigError: unknown name or option, or an argument that does not go with the data set.
+        DataError: the data is missing or unusable.
+    """
+    source, parsed = _checked(name, path, columns, options)
+    return source.load(path, columns, parsed, seed).with_min_interactions(min_interactions)
+
+
+def load_catalog(name: str, path: str = "", columns: str = "", options: str = "{}", seed: int = 0) -> Catalog:
+    """Returns the catalog of a data set, which is all that a server needs; arguments and errors as for `load`."""
+    source, parsed = _checked(name, path, columns, options)
+    return source.catalog(path, columns, parsed, seed)
+
+
+def _checked(name: str, path: str, columns: str, options: str) -> tuple[DataSource[Any], SourceOptions]:
+    source = resolve(name)
+    if columns and not source.takes_columns:
+        raise ConfigError(f"dataset {name!r} has a fixed layout: a column mapping ({columns!r}) does not apply")
+    if path and not source.takes_path:
+        raise ConfigError(f"dataset {name!r} is generated: a path ({path!r}) does not apply")
+    return source, parse_options(source, options)

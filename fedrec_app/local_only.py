@@ -1,0 +1,83 @@
+"""Local-only training, the canary: every user trains alone, from item embeddings of his own, and no server sees anything.
+
+A model without side information cannot know an item that its user never met, so it must score at chance (HR@10 of about .1 among 99 negatives). Anything better
+means that evaluation leaks: published code scores .998 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedrec_app.client import fit_plan
+from fedrec_app.config import RunConfig, parse_options
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cohort import Cohort, Part
+from fedrec_app.evaluation.evaluate import evaluate_cohort
+from fedrec_app.evaluation.metrics import finalise
+from fedrec_app.models.base import initialise
+from fedrec_app.models.registry import make_model
+from fedrec_app.records import DELTA, Arrays
+from fedrec_app.seeding import stream_key
+from fedrec_app.training.private_rows import fit_private, with_optimizer_state
+from fedrec_app.training.users import fit_users, load_shared
+from strategies.base import RecStrategy
+from strategies.registry import strategy_class
+from strategies.update import Update
+
+
+def local_only(
+    config: RunConfig,
+    catalog: Catalog,
+    cohort: Cohort,
+    part: Part,
+    on_user: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Returns metrics of users who each train alone for `num-server-rounds` rounds, as `finalise` gives them.
+
+    Args:
+        config: resolved; its strategy's step is taken by each user on his own deltas.
+        catalog: the items.
+        cohort: the users.
+        part: what is predicted.
+        on_user: called with the number of users done.
+    """
+
+    def score_block(users: NDArray[np.int64]) -> torch.Tensor:
+        rows = []
+        for user in users:
+            rows.append(_train_alone(config, catalog, cohort, int(user), part))
+            on_user(int(user) + 1)
+        return torch.stack(rows)
+
+    return finalise(evaluate_cohort(score_block, cohort, part, config.evaluate.ks, config.data.seed))
+
+
+def _train_alone(config: RunConfig, catalog: Catalog, cohort: Cohort, user: int, part: Part) -> torch.Tensor:
+    alone = cohort.select(np.array([user]))
+    own_seed = stream_key(config.seed, "local-only", alone.user_ids[0]) % 2**31
+    model = initialise(make_model(config.model), catalog, alone, own_seed)
+    shared: Arrays = {n: model.get_parameter(n).detach().numpy().copy() for n in model.shared_names()}
+    rows: Arrays = {n: model.get_parameter(n).detach().numpy().copy() for n in model.private_names()}
+    rows = with_optimizer_state(rows, str(config.train.optimizer))
+    found = strategy_class(config.strategy.name)
+    assert issubclass(found, RecStrategy)
+    strategy = found(parse_options(config.strategy.options, "strategy.options"))
+    for local_round in range(1, config.num_server_rounds + 1):
+        sums = fit_users(model, alone, shared, rows, fit_plan(config, local_round))
+        update = Update({DELTA + name: delta for name, delta in sums.delta.items()}, {"weight": sums.weight})
+        shared = strategy.server_step(shared, strategy.aggregate(iter([update]), shared), local_round)
+    tensors = load_shared(model, shared)
+    known = alone.known(part)
+    fit_private(
+        model, tensors, rows, known, alone.never_negative_for(part), alone.keys, np.array([0]),
+        fit_plan(config, config.num_server_rounds), int(config.evaluate.fold_in_epochs), f"fold-in-{part}", serving=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name in model.private_names():
+            model.get_parameter(name).copy_(torch.from_numpy(rows[name]))
+        return model.score(model.encode(known, torch.tensor([0])), torch.arange(len(catalog)))[0]
