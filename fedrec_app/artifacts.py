@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from fedrec_app.config import RunConfig, Scalar, to_toml
+from fedrec_app.config import RunConfig, Scalar, read_toml, to_toml
 from fedrec_app.errors import StateError
 from fedrec_app.files import write_atomically
 from fedrec_app.records import Arrays
@@ -35,17 +35,24 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: Path, now: datetime) -> RunFolder:
-        """Returns a new folder `<date>/<time>`; a second run in the same second gets `<time>-2`."""
+        """Returns a new folder `<date>/<time>`; a second run in the same second gets `<time>-2`.
+
+        Raises:
+            StateError: the folder cannot be made.
+        """
         day = output_dir / now.strftime("%Y-%m-%d")
-        day.mkdir(parents=True, exist_ok=True)
         stem = now.strftime("%H-%M-%S")
-        for attempt in range(1, 1000):
-            path = day / (stem if attempt == 1 else f"{stem}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return cls(path)
+        try:
+            day.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1, 1000):
+                path = day / (stem if attempt == 1 else f"{stem}-{attempt}")
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                return cls(path)
+        except OSError as error:
+            raise StateError(f"cannot write runs to output-dir {output_dir}: {error}") from None
         raise StateError(f"cannot make a folder for this run in {day}")
 
     def write_config(self, config: RunConfig, run_id: int) -> None:
@@ -55,7 +62,7 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
-        with (self.path / METRICS).open("a") as stream:
+        with (self.path / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(_plain(record)) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -80,7 +87,7 @@ class RunFolder:
         """Returns shared parameters, metadata and popularity.
 
         Raises:
-            StateError: there is no model file, or it is damaged or of another format.
+            StateError: there is no model file, or it is damaged or not one of ours.
         """
         path = self.path / MODEL
         if not path.is_file():
@@ -93,14 +100,18 @@ class RunFolder:
             raise StateError(f"{path} is damaged: {error}") from None
         if metadata.get("format") != _FORMAT:
             raise StateError(f"{path} has format {metadata.get('format')!r}, {_FORMAT!r} is expected")
+        if missing := [key for key in ("catalog-hash", "round", "lineage") if key not in metadata]:
+            raise StateError(f"{path} does not say its {', '.join(missing)}: it was not written by a run")
         popularity = arrays.pop(_POPULARITY, None)
         return arrays, metadata, popularity
 
     def read_config(self) -> dict[str, Scalar]:
-        """Returns the flat settings of the run."""
-        from fedrec_app.config import parse_overrides
+        """Returns the flat settings of the run.
 
-        return parse_overrides([str(self.path / CONFIG)])
+        Raises:
+            ConfigError: there is no such file, or it is damaged.
+        """
+        return read_toml(self.path / CONFIG)
 
     def read_summary(self) -> dict[str, Any]:
         """Returns summary.json.
@@ -116,7 +127,7 @@ class RunFolder:
         if not path.is_file():
             return []
         records = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
@@ -126,11 +137,14 @@ class RunFolder:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise StateError(f"no {path.name} in {path.parent}: is it the folder of a run?") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise StateError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise StateError(f"{path} is damaged: a JSON object is expected")
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -139,8 +153,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -145,7 +145,8 @@ def recommend(
 
 
 def preflight(flat: dict[str, Scalar]) -> RunConfig:
-    """Returns the resolved configuration after every check that needs no data, and prints what differs from the defaults.
+    """Returns the resolved configuration after every check that needs no data, and prints what differs from the
+    defaults.
 
     Raises:
         FedrecError: something is unknown or does not fit.

@@ -1,7 +1,8 @@
 """RecommenderClient: a node's side of a round, as a Flower NumPyClient.
 
-A NumPyClient's `fit` knows lists and not names, so the bridge in `client_app` passes `config["arrays-in"]` and reads `metrics["arrays-out"]`, JSON lists of
-names. Asked for nothing special the client returns parameters, as every stock Flower strategy expects.
+A NumPyClient's `fit` knows lists and not names, so the bridge in `client_app` passes `config["arrays-in"]` and
+reads `metrics["arrays-out"]`, JSON lists of names. Asked for nothing special the client returns parameters, as
+every stock Flower strategy expects.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 from safetensors.numpy import save
@@ -31,8 +31,9 @@ from fedrec_app.private_state import PrivateState
 from fedrec_app.records import COUNT, DELTA, EVAL, STAT, Arrays, Ask, Said
 from fedrec_app.training.node import fit_node
 from fedrec_app.training.plan import FitPlan, FitSums
-from fedrec_app.training.private_rows import fit_private, with_optimizer_state
-from fedrec_app.training.users import fit_users, load_shared
+from fedrec_app.training.private_rows import with_optimizer_state
+from fedrec_app.training.serving import scorer
+from fedrec_app.training.users import fit_users
 
 ARRAYS_IN, ARRAYS_OUT, ARRAYS_BYTES = "arrays-in", "arrays-out", "arrays-bytes"
 
@@ -77,14 +78,14 @@ class RecommenderClient(NumPyClient):
     def get_properties(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns who this node is: its partition, its numbers of users and examples, and what it holds.
 
-        Statistics that are asked for come along ("stat/item-counts": (num_items,) training interactions of each item) unless the
-        cohort is smaller than `privacy.min-cohort`.
+        Statistics that are asked for come along ("stat/item-counts": (num_items,) training interactions of each
+        item) unless the cohort is smaller than `privacy.min-cohort`.
         """
         properties: dict[str, Any] = {
             Said.PARTITION: self.node.partition_id,
             "num-partitions": self.node.num_partitions,
             Said.NUM_USERS: int((self.cohort.train.lengths > 0).sum()),
-            Said.NUM_EXAMPLES: int(len(self.cohort.train.items)),
+            Said.NUM_EXAMPLES: len(self.cohort.train.items),
             Said.CATALOG: self.catalog.hash,
             Said.MODEL: model_hash(self.model),
             Said.QUARANTINED: self._quarantine(),
@@ -124,7 +125,7 @@ class RecommenderClient(NumPyClient):
         server_round = int(config.get(Ask.ROUND, 1))
         wants_delta = config.get(Ask.UPDATE) == "delta"
         plan = replace(
-            fit_plan(self.config, server_round),
+            FitPlan.of(self.config.train, self.config.seed, server_round),
             weighting=str(config.get(Ask.WEIGHTING, "examples")),
             proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
         )
@@ -167,25 +168,13 @@ class RecommenderClient(NumPyClient):
         return loss, sums.num_users, {name: float(value) for name, value in numbers.items()}
 
     def _judge(self, shared: Arrays, rows: Arrays, part: Part, num_bootstrap: int, server_round: int) -> MetricSums:
-        tensors = load_shared(self.model, shared)
-        known = self.cohort.known(part)
-        epochs = self.config.evaluate.fold_in_epochs
-        if rows:
-            plan = fit_plan(self.config, server_round)
-            users = np.flatnonzero(self.cohort.held_out(part).lengths > 0)
-            fit_private(
-                self.model, tensors, rows, known, self.cohort.never_negative_for(part), self.cohort.keys, users,
-                plan, int(epochs), f"fold-in-{part}", serving=True,
-            )  # fmt: skip
-            with torch.no_grad():
-                for name in self.model.private_names():
-                    self.model.get_parameter(name).copy_(torch.from_numpy(rows[name]))
-        all_items = torch.arange(len(self.catalog))
-
-        def score_block(users: NDArray[np.int64]) -> torch.Tensor:
-            with torch.no_grad():
-                return self.model.score(self.model.encode(known.select(users), torch.from_numpy(users)), all_items)
-
+        past = self.cohort.before(part)
+        users = np.flatnonzero(self.cohort.held_out(part).lengths > 0)
+        plan, epochs = (
+            FitPlan.of(self.config.train, self.config.seed, server_round),
+            int(self.config.evaluate.fold_in_epochs),
+        )
+        score_block = scorer(self.model, shared, rows, past, users, plan, epochs, f"fold-in-{part}")
         drawn = node_data.candidates(self.config.data, self.node.partition_id, self.node.num_partitions, num_bootstrap)
         return evaluate_cohort(
             score_block, self.cohort, part, self.config.evaluate.ks, self.config.data.seed, num_bootstrap,
@@ -213,17 +202,6 @@ class RecommenderClient(NumPyClient):
         initial = {n: self.model.get_parameter(n).detach().numpy().copy() for n in self.model.private_names()}
         rows = state.load(at_round, keys, initial)
         return with_optimizer_state(rows, str(self.config.train.optimizer)), state, keys
-
-
-def fit_plan(config: RunConfig, server_round: int) -> FitPlan:
-    """Returns the local fit that a resolved configuration asks for in a round, weighted by examples."""
-    t = config.train
-    return FitPlan(
-        seed=config.seed, server_round=server_round, unit=t.unit, user_fraction=t.user_fraction,
-        local_epochs=t.local_epochs, batch_size=t.batch_size, optimizer=t.optimizer, learning_rate=t.learning_rate,
-        private_learning_rate=t.private_learning_rate, private_epochs=t.private_epochs,
-        num_negatives=t.num_negatives, weight_decay=t.weight_decay,
-    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def _deltas(sums: FitSums) -> Arrays:

@@ -1,7 +1,7 @@
 """The ClientApp: a thin bridge from Flower's messages to the NumPyClient.
 
-`ClientApp(client_fn=...)` does not work with today's message strategies, so each kind of message is registered here, which also keeps array names, metrics and
-evaluation intact.
+`ClientApp(client_fn=...)` does not work with today's message strategies, so each kind of message is registered
+here, which also keeps array names, metrics and evaluation intact.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def client_for(context: Context) -> RecommenderClient:
     """Returns the client of a node.
 
     Raises:
-        ConfigError: the node has no `partition-id` and `num-partitions` (a simulation sets them, `--node-config` does on a deployment).
+        ConfigError: the node has no `partition-id` and `num-partitions` (a simulation sets them, `--node-config`
+            does on a deployment).
     """
     config = _config(tuple(sorted(context.run_config.items())))
     settings = context.node_config

@@ -1,7 +1,8 @@
 """Run configuration: flat dotted keys, one frozen section a prefix, checked before anything starts.
 
-Flower hands an app a flat mapping of scalars (`[tool.flwr.app.config]` with `-c` overrides). `RunConfig.from_flat` turns it
-into typed sections and refuses what it does not know. Keys left at "auto" take the model's own recipe (`RunConfig.resolve`).
+Flower hands an app a flat mapping of scalars (`[tool.flwr.app.config]` with `-c` overrides). `RunConfig.from_flat`
+turns it into typed sections and refuses what it does not know. Keys left at "auto" take the model's own recipe
+(`RunConfig.resolve`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _parse_ks(value: object) -> object:
     return tuple(sorted({int(part) for part in parts}))
 
 
-class Section(BaseModel):
+class Section(BaseModel, frozen=True):
     """Keys of one prefix; frozen, and unknown keys, other types, infinity and NaN are errors."""
 
     model_config = ConfigDict(
@@ -42,26 +43,26 @@ class Section(BaseModel):
     )
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True):
     name: str = "synthetic"
     path: str = ""
     columns: str = ""
     options: str = "{}"
     protocol: Literal["leave-one-out", "temporal", "leaky-pfedrec"] = "leave-one-out"
-    min_interactions: int = Field(5, ge=1)
+    min_interactions: int = Field(default=5, ge=1)
     partition: str = "users"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     name: str = "mf"
     embedding_dim: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
     options: str = "{}"
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, frozen=True):
     unit: Auto | Literal["user", "node"] = "auto"
-    user_fraction: float = Field(1.0, gt=0, le=1)
+    user_fraction: float = Field(default=1.0, gt=0, le=1)
     local_epochs: Auto | Annotated[int, Field(ge=1)] = "auto"
     batch_size: Auto | Annotated[int, Field(ge=0)] = "auto"
     optimizer: Auto | Literal["sgd", "adam", "adamw"] = "auto"
@@ -72,33 +73,33 @@ class TrainConfig(Section):
     weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
 
 
-class StrategyConfig(Section):
+class StrategyConfig(Section, frozen=True):
     name: str = "auto"
     options: str = "{}"
-    fraction_train: float = Field(1.0, gt=0, le=1)
-    min_nodes: int = Field(1, ge=1)
-    round_timeout: float = Field(3600.0, gt=0)
-    join_timeout: float = Field(60.0, gt=0)
+    fraction_train: float = Field(default=1.0, gt=0, le=1)
+    min_nodes: int = Field(default=1, ge=1)
+    round_timeout: float = Field(default=3600.0, gt=0)
+    join_timeout: float = Field(default=60.0, gt=0)
 
 
-class EvaluateConfig(Section):
-    every: int = Field(1, ge=1)
+class EvaluateConfig(Section, frozen=True):
+    every: int = Field(default=1, ge=1)
     fold_in_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
     ks: Annotated[tuple[int, ...], BeforeValidator(_parse_ks)] = (5, 10, 20)
     metric: str = "ndcg@10"
-    early_stopping_rounds: int = Field(0, ge=0)
-    bootstrap: int = Field(200, ge=0, le=10_000)
+    early_stopping_rounds: int = Field(default=0, ge=0)
+    bootstrap: int = Field(default=200, ge=0, le=10_000)
 
 
-class PrivacyConfig(Section):
-    min_cohort: int = Field(20, ge=1)
+class PrivacyConfig(Section, frozen=True):
+    min_cohort: int = Field(default=20, ge=1)
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """Every setting of a run. Attributes are the keys with `-` as `_` and `.` as attribute access."""
 
-    seed: int = Field(0, ge=0)
-    num_server_rounds: int = Field(100, ge=1)
+    seed: int = Field(default=0, ge=0)
+    num_server_rounds: int = Field(default=100, ge=1)
     output_dir: str = ""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -268,7 +269,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Scalar]:
                 result[key] = _scalar(tomllib.loads(f"value = {value}")["value"])
             except ValueError:
                 raise ConfigError(
-                    f'{key}={value}: a number, true, false or a text in quotes is expected (did you mean {key}="{value}"?)'
+                    f'{key}={value}: a number, true, false or a quoted text is expected (did you mean {key}="{value}"?)'
                 ) from None
             position = match.end()
     return result

@@ -1,31 +1,38 @@
 """`fedrec run`: `flwr run` with its traps taken out.
 
-Flower installs the app's dependencies anew for each run, leaves a SuperLink behind, exits 0 for runs that failed, and loses relative paths. Here the environment is set, a local
-SuperLink is started on a free port with a home of its own and stopped again with all that it started, and the exit code is the run's.
+Flower installs the app's dependencies anew for each run, leaves a SuperLink behind, exits 0 for runs that failed, and
+loses relative paths. Here the environment is set, a local SuperLink is started on a free port with a home of its own
+and stopped again with all that it started, and the exit code is the run's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fedrec_app.artifacts import CONFIG, SUMMARY, RunFolder
-from fedrec_app.config import Scalar
+from fedrec_app.config import Scalar, to_toml
 from fedrec_app.errors import FedrecError
 
 START_TIMEOUT = 90.0
+# Ray's sockets lie up to 66 characters below its folder, and a socket's path has at most 107.
+_LONGEST_RAY_DIR = 40
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -61,43 +68,103 @@ def executable(name: str) -> str:
 
 
 @contextlib.contextmanager
+def ends_through_finally() -> Iterator[None]:
+    """While it is open, SIGTERM and SIGHUP end the program as Ctrl-C does: through its `finally` clauses.
+
+    The exit code is the shell's, 128 + the signal. Outside the main thread, where no signal arrives, nothing changes.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    with _handlers({number: stop for number in _STOPPING if number != signal.SIGINT}):
+        yield
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """While it is open, a second Ctrl-C does not cut short the clearing up after the first."""
+    with _handlers(dict.fromkeys(_STOPPING, signal.SIG_IGN)):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(wanted: Mapping[int, Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A signal that is ignored stays ignored (nohup), and a handler that C code has set cannot be put back (None).
+    kept = {n: h for n in wanted if (h := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    for number in kept:
+        signal.signal(number, wanted[number])
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def local_superlink() -> Iterator[dict[str, str]]:
-    """Yields the environment in which `flwr` finds a SuperLink of our own; it and all its children are ended at the end."""
+    """Yields the environment in which `flwr` finds a SuperLink of our own; it is ended with all its children."""
     home = tempfile.mkdtemp(prefix="fedrec-flwr-")
     port = _free_port()
     environment = {**os.environ, **_QUIET, "FLWR_HOME": home, "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    if len(home) <= _LONGEST_RAY_DIR:
+        environment["RAY_TMPDIR"] = home
     log_path = Path(home) / "superlink.log"
     command = [
         executable("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
         "--control-api-address", f"127.0.0.1:{_free_port()}", "--host", "127.0.0.1", "--port", str(port),
         "--database", str(Path(home) / "state.db"),
     ]  # fmt: skip
-    with log_path.open("wb") as stream:
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
     try:
-        _wait_for(process, port, log_path)
-        yield environment
+        with (
+            log_path.open("wb") as log,
+            subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as process,
+        ):
+            try:
+                _wait_for(process, port, log_path)
+                yield environment
+            finally:
+                with undisturbed():
+                    end_tree(process.pid, home)
     finally:
-        end_tree(process.pid)
         shutil.rmtree(home, ignore_errors=True)
 
 
-def end_tree(pid: int, patience: float = 10.0) -> None:
-    """Ends a process and everything that it started: asked first, killed after `patience` seconds."""
-    try:
+def end_tree(pid: int, home: str = "", patience: float = 5.0) -> None:
+    """Ends a process and everything that it started: asked first, killed after `patience` seconds.
+
+    Args:
+        pid: the process; it may have ended already.
+        home: a FLWR_HOME; processes that live in it are ended too, even if their parent is gone (Ray's after a crash).
+        patience: in seconds.
+    """
+    family: set[psutil.Process] = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
+        family |= {root, *root.children(recursive=True)}
+    family |= _living_in(home)
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
     _, alive = psutil.wait_procs(family, timeout=patience)
+    alive = {*alive, *_living_in(home)}
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=5)
+
+
+def _living_in(home: str) -> set[psutil.Process]:
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter() if home else ():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("FLWR_HOME") == home:
+                found.add(process)
+    return found
 
 
 def run_with_flower(
@@ -121,7 +188,7 @@ def run_with_flower(
         on_round: called with each new line of metrics.jsonl, as an object.
 
     Raises:
-        FedrecError: the run could not start, failed, or was stopped.
+        FedrecError: the run could not start, or failed. summary.json says why, also of a run that was stopped.
     """
     command = [executable("flwr"), "run", str(app_dir())]
     if connection:
@@ -130,69 +197,83 @@ def run_with_flower(
     else:
         command += ["--federation-config", f"num-supernodes={num_nodes} client-resources-num-cpus={client_cpus}"]
         environment = local_superlink()
-    settings = " ".join(f"{key}={_toml(value)}" for key, value in {**overrides, "output-dir": str(output_dir)}.items())
-    command += ["--stream", "-c", settings]
-    before = set(_run_folders(output_dir))
-    with environment as env:
-        process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        try:
-            folder = _follow(process, output_dir, before, on_log, on_round)
-        finally:
-            end_tree(process.pid)
-    if folder is None:
-        raise FedrecError("the run ended before it began: see Flower's lines above")
-    summary = RunFolder(folder).read_summary() if (folder / SUMMARY).is_file() else {}
+    watch = _Watch(output_dir, on_log, on_round)
+    try:
+        with ends_through_finally(), environment as env, tempfile.TemporaryDirectory(prefix="fedrec-run-") as scratch:
+            # A file, because of the quotes that `flwr run -c` cannot carry.
+            settings = Path(scratch) / "settings.toml"
+            settings.write_text(to_toml({**overrides, "output-dir": str(output_dir)}))
+            with subprocess.Popen(
+                [*command, "--stream", "-c", str(settings)],
+                env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            ) as process:  # fmt: skip
+                try:
+                    watch.follow(process)
+                finally:
+                    with undisturbed():
+                        end_tree(process.pid)
+    finally:
+        watch.say_failed("it was stopped before it could say why")
+    if watch.folder is None:
+        raise FedrecError("the run ended before it began; Flower says:\n" + "\n".join(watch.last_lines))
+    summary = watch.folder.read_summary()
     if summary.get("status") != "completed":
-        raise FedrecError(
-            f"the run failed: {summary.get('error', 'it was stopped before it could say why')} ({folder})"
-        )
-    return RunFolder(folder)
+        raise FedrecError(f"the run failed: {summary.get('error', 'no reason given')} ({watch.folder.path})")
+    return watch.folder
 
 
-def _follow(
-    process: subprocess.Popen[str],
-    output_dir: Path,
-    before: set[Path],
-    on_log: Callable[[str], None],
-    on_round: Callable[[dict[str, Any]], None],
-) -> Path | None:
-    assert process.stdout is not None
-    folder: Path | None = None
-    run_id, seen = "", 0
-    for line in process.stdout:
-        on_log(line.rstrip("\n"))
-        if "Successfully started run" in line:
-            run_id = line.split("Successfully started run", 1)[1].split()[0]
-        folder = folder or _find(output_dir, before, run_id)
-        if folder is not None:
-            records = RunFolder(folder).read_metrics()
-            for record in records[seen:]:
-                on_round(record)
-            seen = len(records)
-    process.wait()
-    return folder or _find(output_dir, before, run_id)
+@dataclass
+class _Watch:
+    """Follows `flwr run --stream`, and finds the folder that its run writes to."""
 
+    output_dir: Path
+    on_log: Callable[[str], None]
+    on_round: Callable[[dict[str, Any]], None]
+    folder: RunFolder | None = None
+    run_id: str = ""
+    seen: int = 0
+    before: set[Path] = field(default_factory=set)
+    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=15))
 
-def _find(output_dir: Path, before: set[Path], run_id: str) -> Path | None:
-    for folder in sorted(set(_run_folders(output_dir)) - before):
-        config = folder / CONFIG
-        if run_id and config.is_file() and config.read_text().startswith(f"# run-id {run_id}\n"):
-            return folder
-    return None
+    def __post_init__(self) -> None:
+        self.before = set(_run_folders(self.output_dir))
+
+    def follow(self, process: subprocess.Popen[str]) -> None:
+        """Reads what the process prints until it ends."""
+        for line in process.stdout or ():
+            self.on_log(line.rstrip("\n"))
+            self.last_lines.append(line.rstrip("\n"))
+            if "Successfully started run" in line:
+                self.run_id = line.split("Successfully started run", 1)[1].split()[0]
+            self._look()
+        process.wait()
+        self._look()
+
+    def say_failed(self, why: str) -> None:
+        """Writes the summary of a run that wrote none itself."""
+        self._look()
+        if self.folder is not None and not (self.folder.path / SUMMARY).is_file():
+            self.folder.write_summary({"status": "failed", "error": why})
+
+    def _look(self) -> None:
+        if self.folder is None:
+            self.folder = self._find()
+        if self.folder is not None:
+            records = self.folder.read_metrics()
+            for record in records[self.seen :]:
+                self.on_round(record)
+            self.seen = len(records)
+
+    def _find(self) -> RunFolder | None:
+        for folder in sorted(set(_run_folders(self.output_dir)) - self.before) if self.run_id else ():
+            config = folder / CONFIG
+            if config.is_file() and config.read_text().startswith(f"# run-id {self.run_id}\n"):
+                return RunFolder(folder)
+        return None
 
 
 def _run_folders(output_dir: Path) -> list[Path]:
     return list(output_dir.glob("????-??-??/*"))
-
-
-def _toml(value: Scalar) -> str:
-    if isinstance(value, str):
-        if "'" in value:
-            raise FedrecError(f"the setting {value!r} holds a single quote, which `flwr run -c` cannot carry")
-        return f"'{value}'"
-    return json.dumps(value)
 
 
 def _free_port() -> int:

@@ -1,6 +1,7 @@
 """A Flower Grid in this process: the same ServerApp and the same ClientApp, no SuperLink and no Ray.
 
-Messages are handled one after the other, in the order sent; a client that raises answers with an error reply, as a SuperNode does.
+Messages are handled one after the other, in the order sent; a client that raises answers with an error reply, as a
+SuperNode does.
 """
 
 from __future__ import annotations

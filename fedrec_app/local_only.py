@@ -1,7 +1,8 @@
-"""Local-only training, the canary: every user trains alone, from item embeddings of his own, and no server sees anything.
+"""Local-only training, the canary: every user trains alone, from item embeddings of his own, and no server sees
+anything.
 
-A model without side information cannot know an item that its user never met, so it must score at chance (HR@10 of about .1 among 99 negatives). Anything better
-means that evaluation leaks: published code scores .998 here.
+A model without side information cannot know an item that its user never met, so it must score at chance (HR@10 of
+about .1 among 99 negatives). Anything better means that evaluation leaks: published code scores .998 here.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedrec_app.client import fit_plan
 from fedrec_app.config import RunConfig, parse_options
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort, Part
+from fedrec_app.errors import ConfigError
 from fedrec_app.evaluation.evaluate import evaluate_cohort
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.models.base import initialise
 from fedrec_app.models.registry import make_model
 from fedrec_app.records import DELTA, Arrays
 from fedrec_app.seeding import stream_key
-from fedrec_app.training.private_rows import fit_private, with_optimizer_state
-from fedrec_app.training.users import fit_users, load_shared
+from fedrec_app.training.plan import FitPlan
+from fedrec_app.training.private_rows import with_optimizer_state
+from fedrec_app.training.serving import scorer
+from fedrec_app.training.users import fit_users
 from strategies.base import RecStrategy
 from strategies.registry import strategy_class
 from strategies.update import Update
@@ -65,19 +68,13 @@ def _train_alone(config: RunConfig, catalog: Catalog, cohort: Cohort, user: int,
     rows: Arrays = {n: model.get_parameter(n).detach().numpy().copy() for n in model.private_names()}
     rows = with_optimizer_state(rows, str(config.train.optimizer))
     found = strategy_class(config.strategy.name)
-    assert issubclass(found, RecStrategy)
+    if not issubclass(found, RecStrategy):
+        raise ConfigError(f"local-only training needs a strategy of ours, not {config.strategy.name!r}")
     strategy = found(parse_options(config.strategy.options, "strategy.options"))
     for local_round in range(1, config.num_server_rounds + 1):
-        sums = fit_users(model, alone, shared, rows, fit_plan(config, local_round))
+        sums = fit_users(model, alone, shared, rows, FitPlan.of(config.train, config.seed, local_round))
         update = Update({DELTA + name: delta for name, delta in sums.delta.items()}, {"weight": sums.weight})
         shared = strategy.server_step(shared, strategy.aggregate(iter([update]), shared), local_round)
-    tensors = load_shared(model, shared)
-    known = alone.known(part)
-    fit_private(
-        model, tensors, rows, known, alone.never_negative_for(part), alone.keys, np.array([0]),
-        fit_plan(config, config.num_server_rounds), int(config.evaluate.fold_in_epochs), f"fold-in-{part}", serving=True,
-    )  # fmt: skip
-    with torch.no_grad():
-        for name in model.private_names():
-            model.get_parameter(name).copy_(torch.from_numpy(rows[name]))
-        return model.score(model.encode(known, torch.tensor([0])), torch.arange(len(catalog)))[0]
+    plan, epochs = FitPlan.of(config.train, config.seed, config.num_server_rounds), int(config.evaluate.fold_in_epochs)
+    scores = scorer(model, shared, rows, alone.before(part), np.array([0]), plan, epochs, f"fold-in-{part}")
+    return scores(np.array([0]))[0]

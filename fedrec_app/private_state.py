@@ -1,7 +1,8 @@
 """Private rows on the node's disk: `<state-dir>/<lineage>/<partition>/<round>.safetensors`.
 
-A message names a round, and the node serves the newest version that is not newer than it, so that shared and private parameters always match. Kept are the
-last version, the one before, and those that the rounds named in `keep` need.
+A message names a round, and the node serves the newest version that is not newer than it, so that shared and
+private parameters always match. Kept are the last version, the one before, and those that the rounds named in
+`keep` need.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from flwr.supercore import log
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedrec_app.errors import StateError
@@ -45,7 +46,7 @@ class PrivateState:
         """Returns the rounds that there are versions of, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.stem) for p in self.folder.glob("*.safetensors") if p.stem.isdigit())
+        return sorted(int(p.stem) for p in self.folder.glob("*.safetensors") if p.stem.isdecimal() and p.is_file())
 
     def load(self, at_round: int, keys: NDArray[np.uint64], initial: Arrays) -> Arrays:
         """Returns the rows of users, from the newest version that is not newer than a round.
@@ -57,22 +58,17 @@ class PrivateState:
                 returned too, zero for users it does not know.
 
         Raises:
-            StateError: every version that would do is damaged.
+            StateError: every version that would do is damaged, or it is of another model.
         """
-        candidates = [r for r in self.rounds() if r <= at_round]
-        for version in reversed(candidates):
-            path = self.folder / f"{version}.safetensors"
-            try:
-                saved = load_file(path)
-            except FileNotFoundError:
-                continue  # removed by a newer version between the listing and now
-            except (SafetensorError, OSError, ValueError) as error:
-                log(WARNING, "private state %s is damaged (%s): trying the version before", path, error)
-                continue
-            return _aligned(saved, keys, initial)
-        if candidates:
-            raise StateError(f"no readable private state up to round {at_round} in {self.folder}")
-        return dict(initial)
+        saved = self._newest(at_round)
+        if saved is None:
+            return dict(initial)
+        for name, rows in initial.items():
+            if name not in saved or saved[name].shape[1:] != rows.shape[1:]:
+                raise StateError(
+                    f"the private state in {self.folder} is of another model: it has no {name!r} like this one's"
+                )
+        return _aligned(saved, keys, initial)
 
     def find(self, at_round: int, keys: NDArray[np.uint64]) -> Arrays | None:
         """Returns the rows of users as `load` would, or None where this node does not hold every one of them.
@@ -80,12 +76,28 @@ class PrivateState:
         Args:
             at_round: the round that shared parameters are of.
             keys: (num_users,) who is asked for.
+
+        Raises:
+            StateError: every version that would do is damaged.
         """
-        for version in reversed([r for r in self.rounds() if r <= at_round]):
-            with safe_open(self.folder / f"{version}.safetensors", framework="numpy") as stream:
-                if not np.isin(keys, stream.get_tensor(_KEYS)).all():
-                    return None
-            return self.load(at_round, keys, {})
+        saved = self._newest(at_round)
+        if saved is None or not np.isin(keys, saved[_KEYS]).all():
+            return None
+        return _aligned(saved, keys, {})
+
+    def _newest(self, at_round: int) -> Arrays | None:
+        damaged: set[int] = set()
+        while candidates := [r for r in self.rounds() if r <= at_round and r not in damaged]:
+            path = self.folder / f"{candidates[-1]}.safetensors"
+            try:
+                return _read(path)
+            except FileNotFoundError:
+                continue  # removed by a newer version between the listing and now: list again
+            except (SafetensorError, OSError, ValueError) as error:
+                log(WARNING, "private state %s is damaged (%s): trying the version before", path, error)
+                damaged.add(candidates[-1])
+        if damaged:
+            raise StateError(f"no readable private state up to round {at_round} in {self.folder}")
         return None
 
     def save(self, at_round: int, keys: NDArray[np.uint64], rows: Arrays, keep: Iterable[int] = ()) -> None:
@@ -99,14 +111,24 @@ class PrivateState:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
-            content = save({**{n: np.ascontiguousarray(a) for n, a in rows.items()}, _KEYS: keys})
+            for abandoned in self.folder.glob(".*.safetensors.*"):
+                abandoned.unlink(missing_ok=True)  # of a writer that was killed: whoever writes holds the lock
+            content = save({**{n: np.ascontiguousarray(a) for n, a in rows.items()}, _KEYS: np.ascontiguousarray(keys)})
             write_atomically(self.folder / f"{at_round}.safetensors", content, self.durable)
             versions = self.rounds()
-            needed = set(versions[-2:]) | {at_round}
+            # A round that is trained again must find the version it starts from, though newer ones are there.
+            needed = {*versions[-2:], *[r for r in versions if r <= at_round][-2:]}
             for named in keep:
-                needed.update([max((r for r in versions if r <= named), default=-1)])
+                needed.update([r for r in versions if r <= named][-1:])
             for version in set(versions) - needed:
                 (self.folder / f"{version}.safetensors").unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Arrays:
+    saved = load_file(path)
+    if _KEYS not in saved or any(len(array) != len(saved[_KEYS]) for array in saved.values()):
+        raise ValueError("it does not hold one row a user")
+    return saved
 
 
 def _aligned(saved: Arrays, keys: NDArray[np.uint64], initial: Arrays) -> Arrays:

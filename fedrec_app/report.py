@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedrec_app.artifacts import REPORT, RunFolder
+from fedrec_app.artifacts import CONFIG, REPORT, RunFolder
 from fedrec_app.errors import FedrecError
+from fedrec_app.files import write_atomically
 
 CURVES = "curves.png"
+_MARKED = 30
 _SHOWN = (
     "hr@5",
     "ndcg@5",
@@ -45,15 +47,20 @@ def write_report(folder: RunFolder) -> Path:
     if "warning" in summary:
         lines += [f"**{summary['warning']}**", ""]
     lines += [*_result_lines(summary), "", *_facts(summary), ""]
-    if importlib.util.find_spec("matplotlib") is None:
-        lines += ["No pictures: matplotlib is not installed (`pip install 'fedrec[report]'`).", ""]
-    elif records:
-        plot_curves(records, summary, folder.path / CURVES)
-        lines += ["## Rounds", "", f"![validation metrics, loss and traffic by round]({CURVES})", ""]
-    lines += ["## Settings", "", "```toml", *_settings(folder), "```", ""]
+    lines += [*_pictures(folder, summary, records), "## Settings", "", "```toml", *_settings(folder), "```", ""]
     path = folder.path / REPORT
-    path.write_text("\n".join(lines))
+    write_atomically(path, "\n".join(lines).encode())
     return path
+
+
+def _pictures(folder: RunFolder, summary: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
+    if not records:
+        return []
+    try:
+        plot_curves(records, summary, folder.path / CURVES)
+    except ImportError:
+        return ["No pictures: matplotlib is not installed (`pip install 'fedrec[report]'`).", ""]
+    return ["## Rounds", "", f"![validation metrics, loss and traffic by round]({CURVES})", ""]
 
 
 def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -66,18 +73,20 @@ def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     for title, part in (("", summary["test"]), (" (99 negatives)", summary["sampled"])):
         intervals = part.get("ci", {})
         extra = [name for name in part if name.split("@")[0] in ("coverage", "gini", "popularity")]
-        for name in [*(n for n in _SHOWN if n in part), *extra]:
+        others = [name for name in part if name.startswith(("hr@", "ndcg@")) and name not in _SHOWN]
+        for name in [*(n for n in _SHOWN if n in part), *others, *extra]:
             low_high = intervals.get(name)
             interval = f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""
-            rows.append((name + title, f"{part[name]:.4f}", interval))
+            value = "-" if part[name] is None else f"{part[name]:.4f}"
+            rows.append((name + title, value, interval))
     return rows
 
 
 def _result_lines(summary: dict[str, Any]) -> list[str]:
     users = summary["test"].get("num_users", 0)
     lines = [
-        f"Test, {users} users, parameters of round {summary['best_round']} (best on validation). Full ranking over the catalogue "
-        "unless said otherwise; intervals by Poisson bootstrap over users.",
+        f"Test, {users} users, parameters of round {summary['best_round']} (best on validation). Full ranking over the "
+        "catalogue unless said otherwise; intervals by Poisson bootstrap over users.",
         "",
         "| metric | value | 95 % interval |",
         "|---|---|---|",
@@ -92,16 +101,19 @@ def _facts(summary: dict[str, Any]) -> list[str]:
         "## Run",
         "",
         f"- protocol {summary['protocol']}; unit of training: {summary['unit']}; seed {summary['seed']}",
-        f"- {summary['num_nodes']} nodes; {summary['rounds']} rounds, {summary['seconds_per_round']:.2f} s a round (median)",
-        f"- payload over all rounds: {summary['bytes_down'] / 1e6:.1f} MB to the nodes, {summary['bytes_up'] / 1e6:.1f} MB back",
+        f"- {summary['num_nodes']} nodes; {summary['rounds']} rounds, "
+        f"{summary['seconds_per_round']:.2f} s a round (median)",
+        f"- payload over all rounds: {summary['bytes_down'] / 1e6:.1f} MB to the nodes, "
+        f"{summary['bytes_up'] / 1e6:.1f} MB back",
         f"- updates dropped: {dropped}; users with nothing held out: {skipped}",
     ]
 
 
 def _settings(folder: RunFolder) -> list[str]:
-    from fedrec_app.artifacts import CONFIG
-
-    return (folder.path / CONFIG).read_text().strip().splitlines()
+    path = folder.path / CONFIG
+    if not path.is_file():
+        return [f"# no {CONFIG} in this folder"]
+    return path.read_text(encoding="utf-8").strip().splitlines()
 
 
 def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
@@ -114,29 +126,48 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
     quality, loss, traffic = figure.subplots(1, 3)
     judged = [r for r in records if r["validation"]]
-    rounds = [r["round"] for r in judged]
-    for name, label in (
-        ("ndcg@10", "NDCG@10, full"),
-        ("hr@10", "HR@10, full"),
-        ("sampled/ndcg@10", "NDCG@10, 99 negatives"),
-    ):
-        if judged and name in judged[0]["validation"]:
-            quality.plot(rounds, [r["validation"][name] for r in judged], label=label)
+    for name, label in _curves(judged):
+        if points := [(r["round"], r["validation"][name]) for r in judged if r["validation"].get(name) is not None]:
+            quality.plot(*zip(*points, strict=True), label=label, **_line(points))
     quality.axvline(summary["best_round"], color="grey", linestyle=":", label=f"best: round {summary['best_round']}")
-    quality.set(title="Validation", xlabel="round", ylim=(0, None))
-    quality.legend(fontsize=7)
-    trained = [r for r in records if "loss" in r["train"]]
-    loss.plot([r["round"] for r in trained], [r["train"]["loss"] for r in trained], color="tab:red")
-    loss.set(title="Training loss", xlabel="round")
+    quality.set(title="Validation")
+    quality.legend(fontsize=8)
+    losses = [(r["round"], r["train"]["loss"]) for r in records if r["train"].get("loss") is not None]
+    if losses:
+        loss.plot(*zip(*losses, strict=True), color="tab:red", **_line(losses))
+    else:
+        loss.text(0.5, 0.5, "no losses were told", ha="center", va="center", transform=loss.transAxes)
+    loss.set(title="Training loss, mean over interactions")
+    largest = max(max(r["bytes_down"], r["bytes_up"]) for r in records)
+    unit, scale = ("MB", 1e6) if largest >= 1e6 else ("kB", 1e3)
     for key, label in (("bytes_down", "to the nodes"), ("bytes_up", "back")):
-        traffic.plot([r["round"] for r in records], [r[key] / 1e6 for r in records], label=label)
-    traffic.set(title="Payload, MB a round", xlabel="round", ylim=(0, None))
-    traffic.legend(fontsize=7)
-    figure.suptitle(
-        f"{summary['model']} by {summary['strategy']} on {summary['data']}"
-        + (" — LEAKY PROTOCOL" if "warning" in summary else "")
-    )
+        points = [(r["round"], r[key] / scale) for r in records]
+        traffic.plot(*zip(*points, strict=True), label=label, **_line(points))
+    traffic.set(title=f"Payload, {unit} a round")
+    traffic.legend(fontsize=8)
+    for axes in (quality, loss, traffic):
+        axes.set_xlabel("round")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    for axes in (quality, traffic):
+        axes.set_ylim(bottom=0)
+    warning = " (LEAKY PROTOCOL)" if "warning" in summary else ""
+    figure.suptitle(f"{summary['model']} by {summary['strategy']} on {summary['data']}{warning}")
     figure.savefig(path, dpi=120)
+
+
+def _curves(judged: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns (metric, label) of what is drawn: at 10, or at the longest lists where 10 is not measured."""
+    measured = judged[0]["validation"] if judged else {}
+    ks = [int(name.removeprefix("ndcg@")) for name in measured if name.startswith("ndcg@")]
+    k = 10 if 10 in ks else max(ks, default=10)
+    sampled = ("sampled/ndcg@10", "NDCG@10, 99 negatives")
+    return [(f"ndcg@{k}", f"NDCG@{k}, full"), (f"hr@{k}", f"HR@{k}, full"), sampled]
+
+
+def _line(points: Sequence[object]) -> dict[str, Any]:
+    """Returns how a curve is drawn: few points are marked, or a run of one round would show nothing."""
+    return {"marker": "o", "markersize": 4} if len(points) <= _MARKED else {}

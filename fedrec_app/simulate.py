@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedrec_app import client_app
+from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.server_app import OnRound, RunResult, run_server
@@ -34,5 +35,7 @@ def simulate(
     """
     if num_nodes < 1:
         raise ConfigError(f"num-nodes is {num_nodes}: at least 1 is expected")
+    if (needed := RunConfig.from_flat(flat).strategy.min_nodes) > num_nodes:
+        raise ConfigError(f"strategy.min-nodes is {needed}: there are {num_nodes} nodes (num-nodes)")
     grid = LocalGrid(client_app.app, flat, num_nodes, on_reply, taps)
     return run_server(grid, flat, watchers=watchers)

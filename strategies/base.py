@@ -65,8 +65,8 @@ class Settings:
 class RecStrategy(Strategy):
     """Sample -> send -> validate -> aggregate -> server step.
 
-    Override `aggregate` for a new rule, `make_server_optimizer` or `server_step` for a new step. Everything that comes from nodes has been
-    validated before either sees it.
+    Override `aggregate` for a new rule, `make_server_optimizer` or `server_step` for a new step. Everything that
+    comes from nodes has been validated before either sees it.
 
     Args:
         options: a mapping or the class's own `Options`.

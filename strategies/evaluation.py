@@ -5,7 +5,7 @@ It belongs to the run and not to a rule of aggregation, so it serves our strateg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -43,19 +43,27 @@ class FederatedEvaluation:
 
         A reply that is an error or does not fit is dropped, counted as "dropped-evaluations" and logged.
         """
-        sums: list[tuple[int, MetricSums]] = []
+        alike: dict[Hashable, list[tuple[int, MetricSums]]] = {}
         dropped = 0
         for reply in replies:
             node = reply.metadata.src_node_id
             try:
-                sums.append((node, _read(reply, sums[0][1] if sums else None)))
+                sums = _read(reply)
             except Exception as error:
                 dropped += 1
                 log(WARNING, "round %s: dropped an evaluation of node %s, %s", server_round, node, error)
-        if not sums:
+                continue
+            kind = (sums.names, sums.sums.shape, sums.item_counts.shape, sums.list_length)
+            alike.setdefault(kind, []).append((node, sums))
+        if not alike:
             return None
-        total = sums[0][1]
-        for _, other in sums[1:]:
+        # One node of another version must not decide what all the others are measured by.
+        most = max(alike.values(), key=len)
+        for node, _ in (answer for answers in alike.values() if answers is not most for answer in answers):
+            dropped += 1
+            log(WARNING, "round %s: dropped an evaluation of node %s, it measures other things", server_round, node)
+        total = most[0][1]
+        for _, other in most[1:]:
             total = total + other
         metrics = MetricRecord()
         for name, value in finalise(total, self.popularity).items():
@@ -69,12 +77,9 @@ class FederatedEvaluation:
         return metrics
 
 
-def _read(reply: Message, like: MetricSums | None) -> MetricSums:
+def _read(reply: Message) -> MetricSums:
     if reply.has_error():
-        lines = [line.strip() for line in reply.error.reason.splitlines() if line.strip()]
+        lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
         raise ValueError(lines[-1] if lines else f"error {reply.error.code}")
     arrays = from_record(reply.content.array_records[ARRAYS])
-    found = MetricSums.from_arrays({name.removeprefix(EVAL): array for name, array in arrays.items()})
-    if like is not None:
-        like + found  # raises where the two do not fit together
-    return found
+    return MetricSums.from_arrays({name.removeprefix(EVAL): array for name, array in arrays.items()})

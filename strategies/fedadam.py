@@ -20,10 +20,10 @@ class FedAdam(RecStrategy):
     class Options(MeanOptions):
         """Adam's settings; tau is the degree of adaptivity, bias_correction is Adam's and not in the paper."""
 
-        learning_rate: float = Field(0.01, gt=0)
-        beta_1: float = Field(0.9, ge=0, lt=1)
-        beta_2: float = Field(0.99, ge=0, lt=1)
-        tau: float = Field(1e-6, gt=0)
+        learning_rate: float = Field(default=0.01, gt=0)
+        beta_1: float = Field(default=0.9, ge=0, lt=1)
+        beta_2: float = Field(default=0.99, ge=0, lt=1)
+        tau: float = Field(default=1e-6, gt=0)
         bias_correction: bool = True
 
     def make_server_optimizer(self) -> Adam:

@@ -22,7 +22,7 @@ class FedAvg(RecStrategy):
     class Options(MeanOptions):
         """learning_rate: factor on the mean delta, 1 for plain averaging."""
 
-        learning_rate: float = Field(1.0, gt=0)
+        learning_rate: float = Field(default=1.0, gt=0)
 
     def make_server_optimizer(self) -> SGD:
         """Returns plain steps along the mean delta."""

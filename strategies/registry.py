@@ -1,4 +1,5 @@
-"""Strategies by name: built in, an entry point of the group `fedrec.strategies`, or "package.module:Class" (stock Flower strategies too)."""
+"""Strategies by name: built in, an entry point of the group `fedrec.strategies`, or "package.module:Class" (stock
+Flower strategies too)."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster
     Args:
         name: see the module.
         options: of the strategy; a stock Flower strategy takes them as arguments of its constructor.
-        settings: what the run tells its strategy. A stock strategy gets those that its constructor knows: it samples the
-            same share of nodes, and waits for no more of them than answered the roll-call.
+        settings: what the run tells its strategy. A stock strategy gets those that its constructor knows: it
+            samples the same share of nodes, and waits for no more of them than answered the roll-call.
         roster: the nodes of the run.
 
     Raises:

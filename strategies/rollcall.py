@@ -57,12 +57,16 @@ class Roster:
     refused: dict[int, str] = field(default_factory=dict)
     sums: Arrays = field(default_factory=dict)
     withheld: int = 0
+    _counted: set[int] = field(default_factory=set)
 
     def refresh(self, grid: Grid) -> None:
         """Calls the nodes that are new, and forgets those that left."""
         present = set(grid.get_node_ids())
-        for gone in set(self.members) - present:
-            log(INFO, "partition %s left", self.members.pop(gone).partition_id)
+        gone = set(self.members) - present
+        for node in gone:
+            log(INFO, "partition %s left", self.members.pop(node).partition_id)
+        # Whoever was refused because his partition was taken, a node that was restarted, is called again.
+        self.refused = {} if gone else {node: why for node, why in self.refused.items() if node in present}
         new = sorted(present - set(self.members) - set(self.refused))
         if not new:
             return
@@ -101,25 +105,35 @@ class Roster:
         node = reply.metadata.src_node_id
         try:
             member = self._read(reply)
-        except (ValueError, KeyError, TypeError) as error:
-            self.refused[node] = str(error)
-            log(WARNING, "node %s is refused: %s", node, error)
+        except KeyError as error:
+            self._refuse(node, f"its answer has no {error}")
+            return
+        except (ValueError, TypeError) as error:
+            self._refuse(node, str(error))
             return
         self.members[node] = member
-        arrays = reply.content.array_records.get(ARRAYS)
-        offered = from_record(arrays) if arrays is not None else {}
+        if member.partition_id in self._counted:
+            return  # a node that was restarted: its statistics are in the sums
+        self._counted.add(member.partition_id)
+        offered = _arrays(reply)
         for name in self.statistics:
             array = offered.get(STAT + name)
             if array is None or array.dtype != np.int64 or array.ndim != 1 or (array < 0).any():
                 self.withheld += 1
-            elif name in self.sums and self.sums[name].shape != array.shape:
-                self.withheld += 1
+                continue
+            total = self.sums.setdefault(name, np.zeros_like(array))
+            if total.shape == array.shape:
+                self.sums[name] = total + array
             else:
-                self.sums[name] = self.sums.get(name, np.zeros_like(array)) + array
+                self.withheld += 1
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self.refused[node] = reason
+        log(WARNING, "node %s is refused: %s", node, reason)
 
     def _read(self, reply: Message) -> Member:
         if reply.has_error():
-            lines = [line.strip() for line in reply.error.reason.splitlines() if line.strip()]
+            lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
             raise ValueError(lines[-1] if lines else f"error {reply.error.code}")
         said = reply.content.config_records[CONFIG]
         for key, expected in ((Said.CATALOG, self.catalog_hash), (Said.MODEL, self.model_hash)):
@@ -134,6 +148,15 @@ class Roster:
         if partition in {member.partition_id for member in self.members.values()}:
             raise ValueError(f"partition {partition} is taken by another node")
         return Member(reply.metadata.src_node_id, partition, *counts)
+
+
+def _arrays(reply: Message) -> Arrays:
+    try:
+        record = reply.content.array_records.get(ARRAYS)
+        return {} if record is None else from_record(record)
+    except Exception as error:  # whatever a broken payload makes numpy raise
+        log(WARNING, "node %s: its statistics cannot be read: %s", reply.metadata.src_node_id, error)
+        return {}
 
 
 def sample(members: Sequence[Member], size: int, generator: np.random.Generator) -> list[Member]:

@@ -1,12 +1,13 @@
 """The loop over rounds, for our strategies and for stock ones: train, evaluate, keep the best, stop early.
 
-Flower's own `Strategy.start` has no callback a round, no early stop and no way to continue; this one calls the same four
-methods of a strategy in the same order.
+Flower's own `Strategy.start` has no callback a round, no early stop and no way to continue; this one calls the same
+four methods of a strategy in the same order.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from logging import INFO
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
+from fedrec_app.errors import FedrecError
 from fedrec_app.records import Ask, num_bytes
 
 
@@ -102,10 +104,14 @@ def run_rounds(
         evaluate: takes the place of the strategy's own configure_evaluate and aggregate_evaluate.
         evaluate_every: validate each n-th round, and the last.
         metric: validation metric that chooses the best round.
-        early_stopping_rounds: stop when the best round is this many rounds ago; 0: never.
+        early_stopping_rounds: stop when a validation finds the best round this many rounds ago; 0: never.
         hooks: what to do after each round.
+
+    Raises:
+        FedrecError: no round changed the parameters.
     """
     progress = Progress(initial_arrays, initial_arrays)
+    changed = False
     judge = evaluate or _own_evaluation(strategy, grid, timeout)
     if evaluate_fn is not None:
         evaluate_fn(0, initial_arrays)
@@ -117,7 +123,7 @@ def run_rounds(
         replies, down, up = exchange(grid, messages, timeout)
         arrays, trained = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
-            progress.arrays = arrays
+            progress.arrays, changed = arrays, True
         validation = None
         if server_round % evaluate_every == 0 or server_round == num_rounds:
             config = ConfigRecord(dict(evaluate_config or {}))
@@ -133,13 +139,25 @@ def run_rounds(
         progress.rounds.append(record)
         if hooks is not None:
             hooks.on_round(record, progress)
-        if early_stopping_rounds and server_round - progress.best_round >= early_stopping_rounds:
+        if early_stopping_rounds and validation and server_round - progress.best_round >= early_stopping_rounds:
             log(INFO, "stopped after round %s: no better %s since round %s", server_round, metric, progress.best_round)
             progress.stopped_early = True
             break
+    if not changed:
+        raise FedrecError(
+            f"none of the {len(progress.rounds)} rounds had enough updates to go on: {_dropped(progress.rounds)}"
+        )
     if progress.best_round == 0:
         progress.best_round, progress.best_arrays = len(progress.rounds), progress.arrays
     return progress
+
+
+def _dropped(rounds: Iterable[RoundRecord]) -> str:
+    counts: Counter[str] = Counter()
+    for record in rounds:
+        counts.update({key: int(n) for key, n in record.train.items() if key.startswith("dropped/")})
+    reasons = ", ".join(f"{n} {key.removeprefix('dropped/')}" for key, n in sorted(counts.items()))
+    return f"dropped {reasons}; the log says why" if reasons else "no node was asked or none answered"
 
 
 def _keep_best(progress: Progress, server_round: int, validation: MetricRecord | None, metric: str) -> None:

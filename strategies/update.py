@@ -118,7 +118,7 @@ def read_update(message: Message, expected: Expected) -> Update:
         BadReply: the reply is an error, of another round, or not exactly what was asked for.
     """
     if message.has_error():
-        raise BadReply("error-reply", f"code {message.error.code}: {_one_line(message.error.reason)}")
+        raise BadReply("error-reply", f"code {message.error.code}: {_one_line(message.error.reason or '')}")
     content = message.content
     if ARRAYS not in content.array_records or METRICS not in content.metric_records:
         raise BadReply("wrong-records", f"records {sorted(content)} where '{ARRAYS}' and '{METRICS}' are expected")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -56,13 +56,19 @@ class Cohort:
             self.validation.select(users), self.test.select(users), self.never_negative.select(users), self.ordered,
         )  # fmt: skip
 
-    def known(self, part: Part) -> Histories:
-        """Returns what a model may see of each user when `part` is predicted: at test time, validation is past."""
-        return self.train if part == "validation" else self.train.followed_by(self.validation)
+    def before(self, part: Part) -> Cohort:
+        """Returns the cohort as it stands when `part` is predicted: at test time validation is past, and trained on.
 
-    def never_negative_for(self, part: Part) -> Histories:
-        """Returns the items that are never drawn as negatives while `part` is predicted: what is known, and `never_negative`."""
-        return self.never_negative if part == "validation" else self.never_negative.followed_by(self.validation)
+        Every model's input is `before(part).train`.
+        """
+        if part == "validation":
+            return self
+        never_negative = self.never_negative.followed_by(self.validation)
+        return replace(self, train=self.known(part), never_negative=never_negative)
+
+    def known(self, part: Part) -> Histories:
+        """Returns what a model may see of each user when `part` is predicted."""
+        return self.train if part == "validation" else self.train.followed_by(self.validation)
 
     def held_out(self, part: Part) -> Histories:
         """Returns what is to be predicted."""

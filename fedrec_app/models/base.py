@@ -50,8 +50,9 @@ class Recommender(nn.Module):
     """A torch model whose parameters are shared, or private with one row a user.
 
     Class attributes:
-        sampling: the batches that `loss` is given. "pointwise": "user" (B,) rows of private parameters, "items" (B, n), "labels"
-            (B, n) 1 or 0, "weights" (B, n) 0 where padded, "share" (B,) how much of its user's positives a unit holds.
+        sampling: the batches that `loss` is given. "pointwise": "user" (B,) rows of private parameters, "items" (B,
+            n), "labels" (B, n) 1 or 0, "weights" (B, n) 0 where padded, "share" (B,) how much of its user's
+            positives a unit holds.
         whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch.
         solves_private: `solve_private` gives private rows in closed form; they are then solved anew and never stored.
         couples_users: a user's loss depends on other users of the node; refused with `train.unit = "user"`.
@@ -134,7 +135,8 @@ class Recommender(nn.Module):
         raise NotImplementedError
 
     def recency(self) -> float:
-        """Returns how much more recent items weigh when private rows are fitted to serve: the exponent of (1 + steps back)^-recency."""
+        """Returns how much more recent items weigh when private rows are fitted to serve: the exponent of (1 +
+        steps back)^-recency."""
         return 0.0
 
 

@@ -1,21 +1,26 @@
 """Matrix factorisation: item embeddings are shared, user embeddings are private.
 
-Losses: "all-items", the weighted squared loss over every item of implicit ALS (Hu, Koren & Volinsky, ICDM 2008), with the regularisation of Rendle et al.,
-"Revisiting the Performance of iALS on Item Recommendation Benchmarks", RecSys 2022, https://arxiv.org/abs/2110.14037, eq. 3 and 5; user embeddings have a
-closed form, so they are solved anew each time and never stored. "bce", binary cross-entropy with sampled negatives (Neural Collaborative Filtering, He et al., WWW 2017).
+Losses: "all-items", the weighted squared loss over every item of implicit ALS (Hu, Koren & Volinsky, ICDM 2008),
+with the regularisation of Rendle et al., "Revisiting the Performance of iALS on Item Recommendation Benchmarks",
+RecSys 2022, https://arxiv.org/abs/2110.14037, eq. 3 and 5; user embeddings have a closed form, so they are solved
+anew each time and never stored. "bce", binary cross-entropy with sampled negatives (Neural Collaborative Filtering,
+He et al., WWW 2017).
 
-User embeddings that serve are fitted with weights (1 + steps back)^-recency, so what a user did last counts most; item embeddings are trained with equal weights.
+User embeddings that serve are fitted with weights (1 + steps back)^-recency, so what a user did last counts most;
+item embeddings are trained with equal weights.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories, recency_weights
@@ -28,7 +33,7 @@ class MatrixFactorization(Recommender):
     name = "mf"
     summary_line = "matrix factorisation: private user and shared item embeddings"
 
-    recipe = {
+    recipe: ClassVar[Mapping[str, Scalar]] = {
         "model.embedding-dim": 32,
         "train.unit": "user",
         "train.local-epochs": 1,
@@ -49,10 +54,10 @@ class MatrixFactorization(Recommender):
         unobserved_weight and regularization of the "all-items" loss."""
 
         loss: Literal["all-items", "bce"] = "all-items"
-        init_std: float = Field(0.02, gt=0)
-        recency: float = Field(1.0, ge=0)
-        unobserved_weight: float = Field(0.1, gt=0)
-        regularization: float = Field(0.02, ge=0)
+        init_std: float = Field(default=0.02, gt=0)
+        recency: float = Field(default=1.0, ge=0)
+        unobserved_weight: float = Field(default=0.1, gt=0)
+        regularization: float = Field(default=0.02, ge=0)
 
     def __init__(self, embedding_dim: int, options: Options) -> None:
         super().__init__(embedding_dim, options)
@@ -85,8 +90,9 @@ class MatrixFactorization(Recommender):
     def loss(self, batch: Batch) -> Tensor:
         """Returns (num_units,) mean losses over the positives of each unit; see the module.
 
-        For "all-items" the sum over a user's units is, with S his items, p his and v the items' embeddings, a the unobserved weight and l the regularisation,
-        1/2 [sum_S (1 - p.v)^2 + a sum_all (p.v)^2 + l sum_all (1[S] + a) (|v|^2 + |p|^2)].
+        For "all-items" the sum over a user's units is, with S his items, p his and v the items' embeddings, a the
+        unobserved weight and l the regularisation, 1/2 [sum_S (1 - p.v)^2 + a sum_all (p.v)^2 + l sum_all (1[S] +
+        a) (|v|^2 + |p|^2)].
         """
         users, mine = self.user_embedding[batch["user"]], self.item_embedding[batch["items"]]
         logits = (mine @ users[:, :, None])[..., 0]

@@ -1,15 +1,20 @@
 """NeuMF: generalised matrix factorisation beside a multi-layer perceptron.
 
-Neural Collaborative Filtering, He et al., WWW 2017, https://arxiv.org/abs/1708.05031 (section 3.4). User embeddings are private; item
-embeddings and layers are shared.
+Neural Collaborative Filtering, He et al., WWW 2017, https://arxiv.org/abs/1708.05031 (section 3.4). User embeddings
+are private; item embeddings and layers are shared.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
@@ -22,7 +27,7 @@ class NeuMF(Recommender):
     name = "neumf"
     summary_line = "neural collaborative filtering: GMF and MLP, private user embeddings"
 
-    recipe = {
+    recipe: ClassVar[Mapping[str, Scalar]] = {
         "model.embedding-dim": 16,
         "train.unit": "user",
         "train.local-epochs": 1,
@@ -39,11 +44,12 @@ class NeuMF(Recommender):
     }
 
     class Options(ModelOptions):
-        """layers: widths of the perceptron after its 2 d inputs; init_std of embeddings; recency, see `Recommender.recency`."""
+        """layers: widths of the perceptron after its 2 d inputs; init_std of embeddings; recency, see
+        `Recommender.recency`."""
 
         layers: tuple[int, ...] = (32, 16, 8)
-        init_std: float = Field(0.1, gt=0)
-        recency: float = Field(1.0, ge=0)
+        init_std: float = Field(default=0.1, gt=0)
+        recency: float = Field(default=1.0, ge=0)
 
         @field_validator("layers")
         @classmethod
@@ -61,7 +67,7 @@ class NeuMF(Recommender):
         self.item_mlp = nn.Parameter(torch.randn(len(catalog), d) * std)
         self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
         widths = [2 * d, *self.options.layers]
-        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(d + widths[-1], 1)
         self.user_gmf = nn.Parameter(torch.zeros(num_users, d))
         self.user_mlp = nn.Parameter(torch.zeros(num_users, d))

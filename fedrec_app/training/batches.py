@@ -24,7 +24,8 @@ def make(
         items: (B, n, 1 + k) positives and their negatives.
         positive_weights: (B, n) of each positive and its negatives; 0 is padding.
         no_negatives: (B,) the unit has no item that could be a negative: those columns weigh nothing.
-        share: (B,) how much of its user's positives a unit holds, 1 for all: for terms of the loss that each user has once.
+        share: (B,) how much of its user's positives a unit holds, 1 for all: for terms of the loss that each user
+            has once.
     """
     labels = np.zeros(items.shape, dtype=np.float32)
     labels[..., 0] = 1.0

@@ -38,10 +38,7 @@ def fit_node(
     users = participants(cohort, plan)
     if len(users) == 0:
         return sums
-    fit_private(
-        model, start, rows, cohort.train, cohort.never_negative, cohort.keys, users, plan, plan.private_epochs, "private",
-        serving=False,
-    )  # fmt: skip
+    fit_private(model, start, rows, cohort, users, plan, plan.private_epochs, "private", serving=False)
     local = {name: tensor.clone() for name, tensor in start.items()}
     states = {name: optimizers.empty_state(plan.optimizer, t, rows=False) for name, t in local.items()}
     losses, num_batches = 0.0, 0
@@ -75,7 +72,8 @@ def _step(
     values, own_states = take(rows, names, members)
     leaves = {name: t.detach().requires_grad_(True) for name, t in {**local, **values}.items()}
     losses = functional_call(model, leaves, (batch,))
-    # Shared parameters follow the mean over units; a private row follows the mean over its own units, however many share the mini-batch.
+    # Shared parameters follow the mean over units; a private row follows the mean over its own units, however many
+    # share the mini-batch.
     grads = dict(zip(leaves, torch.autograd.grad(losses.mean(), list(leaves.values())), strict=True))
     units = torch.bincount(batch["user"], minlength=len(members)).float()
     for name in local:

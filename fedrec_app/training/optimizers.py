@@ -1,4 +1,5 @@
-"""Local optimisers as pure functions of (parameter, gradient, state), so that every user, or block of users, has its own state."""
+"""Local optimisers as pure functions of (parameter, gradient, state), so that every user, or block of users, has
+its own state."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def step(
 ) -> tuple[Tensor, State]:
     """Returns the parameter after one step, and its state; nothing is changed in place.
 
-    SGD; Adam (Kingma & Ba, ICLR 2015) with L2; AdamW (Loshchilov & Hutter, ICLR 2019). Betas .9 and .999, epsilon 1e-8, as torch's.
+    SGD; Adam (Kingma & Ba, ICLR 2015) with L2; AdamW (Loshchilov & Hutter, ICLR 2019). Betas .9 and .999, epsilon
+    1e-8, as torch's.
     """
     if optimizer != "adamw" and weight_decay:
         grad = grad + weight_decay * param

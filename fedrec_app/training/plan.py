@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec_app.config import TrainConfig
+
 Arrays = dict[str, NDArray]
 
 
@@ -46,6 +48,14 @@ class FitPlan:
     num_negatives: int = 4
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
+
+    @classmethod
+    def of(cls, train: TrainConfig, seed: int, server_round: int) -> FitPlan:
+        """Returns the local fit that resolved settings ask for in a round, weighted by examples."""
+        settings = train.model_dump()
+        if auto := sorted(name for name, value in settings.items() if value == "auto"):
+            raise ValueError(f"train settings {auto} are still 'auto': resolve the configuration first")
+        return cls(seed=seed, server_round=server_round, **settings)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Private rows of users, with the state of their optimiser, and fitting them for frozen shared parameters.
 
-This is fold-in, reconstruction and personal fine-tuning at once: Federated Reconstruction, Singhal et al., NeurIPS 2021,
-https://arxiv.org/abs/2102.03448 (the reconstruction step), with rows that persist.
+This is fold-in, reconstruction and personal fine-tuning at once: Federated Reconstruction, Singhal et al., NeurIPS
+2021, https://arxiv.org/abs/2102.03448 (the reconstruction step), with rows that persist.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from fedrec_app.data.histories import Histories
+from fedrec_app.data.cohort import Cohort
 from fedrec_app.models.base import Recommender
 from fedrec_app.training import batches, optimizers, sampling
 from fedrec_app.training.plan import Arrays, FitPlan
@@ -94,9 +94,7 @@ def fit_private(
     model: Recommender,
     shared: dict[str, Tensor],
     rows: Arrays,
-    train: Histories,
-    never_negative: Histories,
-    keys: NDArray[np.uint64],
+    cohort: Cohort,
     users: NDArray[np.int64],
     plan: FitPlan,
     epochs: int,
@@ -111,14 +109,14 @@ def fit_private(
         model: bound to the catalog, its shared parameters equal to `shared`.
         shared: frozen.
         rows: private rows and optimiser states of all users of the cohort; changed in place.
-        train, never_negative, keys: of all users of the cohort.
+        cohort: the users of the node; the rows are fitted to what they did in `cohort.train`.
         users: (num_users,) who is fitted; users without history are left as they are.
         plan: learning rates, negatives, optimiser, seed and round.
         epochs: steps.
         purpose: keeps the samples of this fit apart from those of others in the same round.
         serving: the rows are to predict what comes next, so recent items weigh more (`Recommender.recency`).
     """
-    names = model.private_names()
+    names, train = model.private_names(), cohort.train
     users = users[train.lengths[users] > 0]
     if not names or len(users) == 0:
         return
@@ -128,11 +126,10 @@ def fit_private(
                 rows[name][block] = value.detach().numpy()
         return
     base = sampling.sampling_base(plan.seed, plan.server_round, purpose)
-    num_items = len(shared[model.row_names()[0]])
     recency = model.recency() if serving else 0.0
     for epoch in range(epochs):
         samples, no_negatives = sampling.draw_epoch(
-            base, epoch, keys, train, never_negative, num_items, plan.num_negatives, shuffle=False
+            base, epoch, cohort.keys, train, cohort.never_negative, cohort.num_items, plan.num_negatives, shuffle=False
         )
         for block in blocks(users, train.lengths[users] * (1 + plan.num_negatives)):
             batch = batches.whole_users(samples, train, no_negatives, block, recency)

@@ -1,7 +1,7 @@
 """Training samples, drawn from (seed, round, epoch, user) and nothing else.
 
-The generator is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) started from a mix of those four numbers, so that any engine, in any order and on any
-node, draws the same negatives and the same shuffle for a user.
+The generator is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) started from a mix of those four numbers, so that any
+engine, in any order and on any node, draws the same negatives and the same shuffle for a user.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _mix(z: np.uint64) -> np.uint64:
 
 @njit(cache=True, inline="always")
 def below(state: np.uint64, bound: int) -> int:
-    """Returns a whole number below `bound` from 64 random bits (multiply-shift on the upper 32; bias below 2^-32 * bound)."""
+    """Returns a whole number below `bound` from 64 random bits (multiply-shift on the upper 32; bias below 2^-32 *
+    bound)."""
     return int(((_mix(state) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
@@ -130,8 +131,9 @@ def draw_epoch(
     num_negatives: int,
     shuffle: bool = True,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Returns (num_rows, 1 + num_negatives) items, the user's rows where `train` has them: a shuffled positive and its negatives;
-    and (num_users,) whether a user has no item left for negatives (they repeat the positive then, and must weigh nothing).
+    """Returns (num_rows, 1 + num_negatives) items, the user's rows where `train` has them: a shuffled positive and
+    its negatives; and (num_users,) whether a user has no item left for negatives (they repeat the positive then,
+    and must weigh nothing).
 
     Args:
         base: from `sampling_base`.

@@ -41,10 +41,7 @@ def fit_users(model: Recommender, cohort: Cohort, shared: Arrays, rows: Arrays, 
     frozen = load_shared(model, shared)
     sums = FitSums.zeros(shared, model.row_names() if plan.weighting == "rows" else [])
     users = participants(cohort, plan)
-    fit_private(
-        model, frozen, rows, cohort.train, cohort.never_negative, cohort.keys, users, plan, plan.private_epochs, "private",
-        serving=False,
-    )  # fmt: skip
+    fit_private(model, frozen, rows, cohort, users, plan, plan.private_epochs, "private", serving=False)
     one_step = plan.local_epochs == 1 and plan.batch_size == 0 and plan.optimizer == "sgd"
     (_one_step if one_step else _several_steps)(model, cohort, frozen, rows, users, plan, sums)
     return sums

@@ -85,7 +85,7 @@ def _data_config(flat: dict[str, object]):  # type: ignore[no-untyped-def]
 
 def test_the_last_gate_stops_an_array_that_is_not_shared() -> None:
     class Client:
-        class model:  # noqa: N801
+        class model:
             @staticmethod
             def shared_names() -> list[str]:
                 return ["item_embedding"]

@@ -1,4 +1,5 @@
-"""The slow, obvious local training that every engine must equal: one torch model a user, torch autograd, torch.optim."""
+"""The slow, obvious local training that every engine must equal: one torch model a user, torch autograd,
+torch.optim."""
 
 from __future__ import annotations
 
