@@ -11,7 +11,7 @@ latest=$(ls -d outputs/????-??-??/*/ | sort | tail -n 1)
 cat <<TEXT
 
 Next:
-  .venv/bin/fedrec recommend --run ${latest%/} --user u1
+  .venv/bin/fedrec recommend --run ${latest%/} --user u001
   .venv/bin/fedrec simulate --num-nodes 8 -c 'model.name="neumf" num-server-rounds=20'
   .venv/bin/fedrec data stats synthetic
 TEXT

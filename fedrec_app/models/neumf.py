@@ -31,16 +31,16 @@ class NeuMF(Recommender):
         "model.embedding-dim": 16,
         "train.unit": "user",
         "train.local-epochs": 1,
-        "train.batch-size": 64,
+        "train.batch-size": 0,
         "train.optimizer": "sgd",
-        "train.learning-rate": 0.5,
-        "train.private-learning-rate": 2.0,
+        "train.learning-rate": 1.0,
+        "train.private-learning-rate": 10.0,
         "train.private-epochs": 0,
         "train.num-negatives": 4,
         "train.weight-decay": 0.0,
-        "evaluate.fold-in-epochs": 5,
+        "evaluate.fold-in-epochs": 15,
         "strategy.name": "fedadam",
-        "strategy.options": '{"learning_rate": 0.01, "weighting": "users"}',
+        "strategy.options": '{"learning_rate": 0.02, "weighting": "users", "tau": 1e-6}',
     }
 
     class Options(ModelOptions):
