@@ -42,7 +42,7 @@ def main() -> None:
     try:
         commands(standalone_mode=True)
     except FedrecError as error:
-        stderr.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False)
+        stderr.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -68,28 +68,15 @@ def run(
     flat = parse_overrides(settings or [])
     config = preflight(flat)
     output_dir = _output_dir(flat)
-    lines: list[str] = []
 
     def on_log(line: str) -> None:
-        lines.append(line)
         if verbose:
             stderr.print(line, markup=False, highlight=False)
 
     with _bar(config) as bar:
-        try:
-            folder = run_with_flower(
-                flat,
-                output_dir,
-                num_nodes,
-                connection,
-                client_cpus,
-                on_log,
-                lambda record: _advance(bar, record, config),
-            )
-        except FedrecError:
-            if not verbose:
-                stderr.print("\n".join(lines[-15:]), markup=False, highlight=False)
-            raise
+        folder = run_with_flower(
+            flat, output_dir, num_nodes, connection, client_cpus, on_log, lambda record: _advance(bar, record, config)
+        )
     show_result(folder, as_json)
 
 

@@ -58,7 +58,7 @@ def stats(
     ] = DataConfig().min_interactions,
     num_nodes: Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")] = 8,
     partition: Annotated[str, typer.Option(help="users, by:<column> or dirichlet:<alpha>.")] = "users",
-    out: Annotated[Path, typer.Option("--out", help="Folder for stats.png and quarantine.csv.")] = Path("."),
+    out: Annotated[Path, typer.Option("--out", help="Folder for stats.png and quarantine.csv.")] = Path("outputs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show users, items, density, the long tail and the sizes of nodes, as a table and a picture."""

@@ -38,7 +38,7 @@ class NeuMF(Recommender):
         "train.private-epochs": 0,
         "train.num-negatives": 4,
         "train.weight-decay": 0.0,
-        "evaluate.fold-in-epochs": 15,
+        "evaluate.fold-in-epochs": 5,
         "strategy.name": "fedadam",
         "strategy.options": '{"learning_rate": 0.02, "weighting": "users", "tau": 1e-6}',
     }
@@ -103,9 +103,18 @@ class NeuMF(Recommender):
         return self._logits(state["gmf"], state["mlp"], each)
 
     def _logits(self, gmf: Tensor, mlp: Tensor, items: Tensor) -> Tensor:
-        """Returns (B, n) logits of users (B, d) with items (B, n)."""
-        product = self.item_gmf[items] * gmf[:, None, :]
-        hidden = torch.cat([mlp[:, None, :].expand(-1, items.shape[1], -1), self.item_mlp[items]], dim=-1)
-        for layer in self.mlp:
+        """Returns (B, n) logits of users (B, d) with items (B, n).
+
+        The first layer is split into its user and its item half, so that the item half runs once a row of the table and not
+        once a pair; the output layer likewise, so that nothing is concatenated.
+        """
+        d = self.embedding_dim
+        first, *others = self.mlp
+        weight = first.get_parameter("weight")
+        of_user = nn.functional.linear(mlp, weight[:, :d], first.get_parameter("bias"))
+        of_items = nn.functional.linear(self.item_mlp, weight[:, d:])
+        hidden = torch.relu(of_user[:, None, :] + of_items[items])
+        for layer in others:
             hidden = torch.relu(layer(hidden))
-        return self.output(torch.cat([product, hidden], dim=-1))[..., 0] + self.item_bias[items]
+        product = (self.item_gmf[items] @ (gmf * self.output.weight[:, :d])[:, :, None])[..., 0]
+        return product + hidden @ self.output.weight[0, d:] + self.output.bias + self.item_bias[items]
