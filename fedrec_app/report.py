@@ -150,6 +150,7 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     traffic.legend(fontsize=8)
     for axes in (quality, loss, traffic):
         axes.set_xlabel("round")
+        axes.set_xlim(records[0]["round"] - 0.5, records[-1]["round"] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     for axes in (quality, traffic):

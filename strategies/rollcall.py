@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
@@ -15,6 +17,8 @@ from flwr.supercore import log
 from fedrec_app.errors import FedrecError
 from fedrec_app.records import ARRAYS, CONFIG, STAT, Arrays, Ask, Said, from_record
 from strategies.update import MAX_UNITS
+
+_OUR_ERROR = re.compile(r"^fedrec_app\.errors\.\w+: ")
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,11 @@ class Roster:
                 break
             time.sleep(0.2)
         if len(self.members) < min_nodes:
-            reasons = "".join(f"\n  node {node}: {why}" for node, why in sorted(self.refused.items())[:10])
+            waited = self.timeout - max(end - time.monotonic(), 0)
+            reasons = Counter(self.refused.values()).most_common(5)
+            refused = "".join(f"; {count} refused: {why}" for why, count in reasons)
             raise FedrecError(
-                f"{len(self.members)} of at least {min_nodes} nodes take part after {self.timeout:.0f} s{reasons}"
+                f"{len(self.members)} of at least {min_nodes} nodes take part after {waited:.1f} s{refused}"
             )
         for name in list(self.sums):
             if self.withheld:
@@ -134,7 +140,7 @@ class Roster:
     def _read(self, reply: Message) -> Member:
         if reply.has_error():
             lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-            raise ValueError(lines[-1] if lines else f"error {reply.error.code}")
+            raise ValueError(_OUR_ERROR.sub("", lines[-1]) if lines else f"error {reply.error.code}")
         said = reply.content.config_records[CONFIG]
         for key, expected in ((Said.CATALOG, self.catalog_hash), (Said.MODEL, self.model_hash)):
             if expected and said[key] != expected:

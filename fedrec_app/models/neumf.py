@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -105,14 +105,13 @@ class NeuMF(Recommender):
     def _logits(self, gmf: Tensor, mlp: Tensor, items: Tensor) -> Tensor:
         """Returns (B, n) logits of users (B, d) with items (B, n).
 
-        The first layer is split into its user and its item half, so that the item half runs once a row of the table and not
-        once a pair; the output layer likewise, so that nothing is concatenated.
+        The first layer is split into its user and its item half, so that the item half runs once a row of the table
+        and not once a pair; the output layer likewise, so that nothing is concatenated.
         """
         d = self.embedding_dim
-        first, *others = self.mlp
-        weight = first.get_parameter("weight")
-        of_user = nn.functional.linear(mlp, weight[:, :d], first.get_parameter("bias"))
-        of_items = nn.functional.linear(self.item_mlp, weight[:, d:])
+        first, *others = (cast(nn.Linear, layer) for layer in self.mlp)
+        of_user = nn.functional.linear(mlp, first.weight[:, :d], first.bias)
+        of_items = nn.functional.linear(self.item_mlp, first.weight[:, d:])
         hidden = torch.relu(of_user[:, None, :] + of_items[items])
         for layer in others:
             hidden = torch.relu(layer(hidden))

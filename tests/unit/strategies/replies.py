@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedrec_app.records import ARRAYS, CONFIG, METRICS, Arrays, to_record
+from fedrec_app.records import CONFIG, Arrays
 from strategies.rollcall import Member, Roster
+from strategies.testing.nodes import enter_run, error_to, reply_to
 
 NODES = {10: 0, 11: 1, 12: 2}
 PARAMS: Arrays = {"table": np.zeros((3, 2), dtype=np.float32), "bias": np.ones(1, dtype=np.float32)}
 
-
-TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # as inside a run
+enter_run()
 
 
 def asked(node: int = 10, server_round: int = 1) -> Message:
@@ -28,7 +27,7 @@ def metrics(weight: float = 1.0, server_round: int = 1, **changed: Any) -> dict[
 
 
 def reply(node: int, arrays: Arrays, said: dict[str, Any]) -> Message:
-    return Message(RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord(said)}), reply_to=asked(node))
+    return reply_to(asked(node), arrays, said)
 
 
 def delta_reply(node: int, table: float, bias: float = 0.0, weight: float = 1.0, server_round: int = 1) -> Message:
@@ -41,7 +40,7 @@ def delta_reply(node: int, table: float, bias: float = 0.0, weight: float = 1.0,
 
 
 def error_reply(node: int) -> Message:
-    return Message(Error(2, "Traceback ...\nValueError: broken"), reply_to=asked(node))
+    return error_to(asked(node))
 
 
 def roster(num_examples: int = 1000, nodes: dict[int, int] | None = None) -> Roster:
