@@ -73,7 +73,8 @@ def checked_lineage(name: str) -> str:
 
 def to_record(arrays: Mapping[str, NDArray]) -> ArrayRecord:
     """Returns a record of named arrays, C-contiguous, in the order given."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    # Not np.ascontiguousarray: it makes a 0-d array 1-d.
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:

@@ -80,7 +80,8 @@ class Adam:
             d = delta[name].astype(np.float64)
             first = self.beta_1 * self._first.get(name, np.zeros_like(d)) + (1 - self.beta_1) * d
             second = self.beta_2 * self._second.get(name, np.zeros_like(d)) + (1 - self.beta_2) * d * d
-            self._first[name], self._second[name] = first, second
+            # Of 0-d arrays numpy makes scalars, which a checkpoint cannot keep.
+            self._first[name], self._second[name] = np.asarray(first), np.asarray(second)
             if self.bias_correction:
                 first = first / (1 - self.beta_1**self._steps)
                 second = second / (1 - self.beta_2**self._steps)

@@ -1,0 +1,186 @@
+"""What the checks are made of: a strategy in a federation, round by round, and what they compare."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message
+
+from fedrec_app.records import Arrays, from_record, to_record
+from strategies.base import RecStrategy
+from strategies.testing.nodes import PARAMS, ROWS, Answer, Nodes, asked_for, honest
+from strategies.update import Update
+
+Make = Callable[[], RecStrategy]
+Check = Callable[[Make], None]
+
+
+class ConformanceError(AssertionError):
+    """A strategy does not do what every strategy must do.
+
+    Args:
+        check: which rule it breaks.
+        given: what it was given.
+        found: what it did.
+    """
+
+    def __init__(self, check: str, given: str, found: str) -> None:
+        super().__init__(f"{check}: given {given}: {found}")
+        self.check, self.given, self.found = check, given, found
+
+
+class _Broken(Exception):
+    """A rule is broken; the check's name is added by `check`."""
+
+    def __init__(self, given: str, found: str) -> None:
+        super().__init__(found)
+        self.given, self.found = given, found
+
+
+def require(problem: str, given: str) -> None:
+    """Ends a check with what was found, unless that is "".
+
+    Args:
+        problem: what the strategy did wrong.
+        given: what it had been given.
+    """
+    if problem:
+        raise _Broken(given, problem)
+
+
+def check(function: Check) -> Check:
+    """Returns the check with whatever goes wrong in it raised as a ConformanceError that names it."""
+
+    @functools.wraps(function)
+    def checked(make: Make) -> None:
+        try:
+            function(make)
+        except _Broken as broken:
+            raise ConformanceError(name_of(function), broken.given, broken.found) from None
+        except Exception as error:
+            rule = (function.__doc__ or "").splitlines()[0]
+            raise ConformanceError(
+                name_of(function), f"input for {rule!r}", f"{type(error).__name__}: {error}"
+            ) from error
+
+    return checked
+
+
+def name_of(function: Check) -> str:
+    """Returns the name of a check: its function's without "check_"."""
+    return function.__name__.removeprefix("check_")
+
+
+def fresh(make: Make, **settings: Any) -> RecStrategy:
+    """Returns a new strategy with the kit's settings, and these on top."""
+    strategy = make()
+    own = {"seed": 0, "fraction_train": 1.0, "min_nodes": 1, "row_names": (ROWS,), "unit": "user", **settings}
+    strategy.settings = replace(strategy.settings, **own)
+    strategy.roster = None
+    return strategy
+
+
+def fresh_params() -> Arrays:
+    """Returns a copy of the parameters that every run of the kit starts from."""
+    return {name: array.copy() for name, array in PARAMS.items()}
+
+
+class Run:
+    """A strategy in a federation, round by round.
+
+    Args:
+        make: the factory.
+        answers: how each node answers.
+        ids: of the nodes.
+        settings: fields of `Settings` that differ from what the kit uses.
+    """
+
+    def __init__(
+        self, make: Make, answers: Sequence[Answer], ids: Sequence[int] | None = None, **settings: Any
+    ) -> None:
+        self.strategy = fresh(make, **settings)
+        self.nodes = Nodes(answers, ids)
+        self.params = fresh_params()
+        self.metrics: dict[str, Any] = {}
+        self.rounds = 0
+
+    def ask(self) -> list[Message]:
+        """Returns the messages of the next round."""
+        self.rounds += 1
+        arrays = to_record(self.params)
+        return list(self.strategy.configure_train(self.rounds, arrays, ConfigRecord({}), self.nodes))
+
+    def round(self, answers: Sequence[Answer] | None = None, may_skip: bool = False) -> Arrays:
+        """Returns the parameters that a round gave, and goes on with them; those from before where it was skipped.
+
+        Args:
+            answers: how the nodes answer from now on.
+            may_skip: the strategy may do without this round; otherwise that breaks the rule.
+        """
+        self.nodes.answers = list(answers or self.nodes.answers)
+        replies = self.nodes.send_and_receive(self.ask())
+        arrays, metrics = self.strategy.aggregate_train(self.rounds, replies)
+        self.metrics = dict(metrics or {})
+        if arrays is not None:
+            self.params = from_record(arrays)
+        elif not may_skip:
+            require(f"no parameters came back, metrics are {self.metrics}", f"{len(replies)} replies")
+        elif not self.metrics.get("skipped"):
+            require("no parameters came back, and metrics do not say 'skipped'", f"{len(replies)} replies")
+        return self.params
+
+    def dropped(self) -> int:
+        """Returns how many replies the last round counted as dropped."""
+        return sum(int(count) for key, count in self.metrics.items() if key.startswith("dropped/"))
+
+
+def direct(make: Make, updates: Sequence[Update]) -> Arrays:
+    """Returns the parameters of a first round through `aggregate` and `server_step` alone."""
+    strategy = fresh(make)
+    given = [asked_for(update, strategy.weighting, PARAMS) for update in updates]
+    params = fresh_params()
+    return strategy.server_step(params, strategy.aggregate(iter(given), params), 1)
+
+
+def through_flower(make: Make, updates: Sequence[Update]) -> Arrays:
+    """Returns the parameters of a first round with one node an update."""
+    return Run(make, [honest(update) for update in updates]).round()
+
+
+WAYS = {"aggregate and server_step": direct, "aggregate_train": through_flower}
+"""The two ways through a strategy."""
+
+
+def difference(found: Arrays, expected: Arrays, exact: bool = False) -> str:
+    """Returns how arrays that both have differ in value, or ""; names, shapes and dtypes are another check's."""
+    tolerance = 0.0 if exact else 1e-5
+    for name in sorted(found.keys() & expected.keys()):
+        one, other = np.ravel(found[name]), np.ravel(expected[name])
+        if len(one) != len(other):
+            return f"{name!r} has {len(one)} values, not {len(other)}"
+        wrong = np.flatnonzero(~np.isclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True))
+        if len(wrong):
+            return f"{name!r} is {one[wrong[0]]!s} at {wrong[0]}, not {other[wrong[0]]!s}"
+    return ""
+
+
+def misfit(found: Arrays, dtypes: bool = True) -> str:
+    """Returns how arrays differ from the kit's parameters in names, shapes or dtypes, or ""."""
+    if found.keys() != PARAMS.keys():
+        return f"the names are {sorted(found)}, not {sorted(PARAMS)}"
+    for name, param in PARAMS.items():
+        if np.shape(found[name]) != param.shape:
+            return f"{name!r} has shape {np.shape(found[name])}, not {param.shape}"
+        if dtypes and found[name].dtype != param.dtype:
+            return f"{name!r} is {found[name].dtype}, not {param.dtype}"
+    return ""
+
+
+def not_finite(arrays: Arrays) -> str:
+    """Returns which array holds NaN or infinity, or ""."""
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    return f"{bad[0]!r} holds NaN or infinity" if bad else ""

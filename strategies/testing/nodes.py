@@ -1,0 +1,168 @@
+"""Nodes for the conformance kit: they answer the roll-call, train as they are told, and may lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, METRICS, Arrays, Ask, Said, to_record
+from fedrec_app.seeding import rng
+from strategies.update import Update
+
+ROWS = "table"
+PARAMS: Arrays = {
+    ROWS: (np.arange(18, dtype=np.float32).reshape(6, 3) - 9) / 8,
+    "bias": np.array([0.5, -0.25, 0.0, 2.0], dtype=np.float32),
+    "scale": np.array(1.5, dtype=np.float32),
+    "empty": np.zeros((0, 3), dtype=np.float32),
+}
+UNITS = 1000
+"""How many users, each with one example, every node says that it has: the largest weight that it may claim."""
+
+Answer = Callable[[Message], list[Message]]
+
+
+def enter_run() -> None:
+    """Makes messages possible outside of a run, which Flower otherwise refuses to create."""
+    if TaskIdentity._run_id is None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def drawn(label: int, weight: float = 2.0, params: Arrays = PARAMS) -> Update:
+    """Returns an update that depends on the label alone: multiples of 1/4, so that float32 adds it up exactly.
+
+    Args:
+        label: of the stream; two thirds of the rows of the item table are trained, which ones depends on it too.
+        weight: of the one unit behind it.
+        params: parameters that it moves.
+    """
+    generator = rng(0, "conformance", label)
+    arrays: Arrays = {}
+    for name, param in params.items():
+        delta = np.asarray(generator.integers(-8, 9, size=param.shape) / 4)
+        if name == ROWS:
+            trained = (np.arange(len(param)) + label) % 3 != 0
+            delta *= trained[:, None]
+            arrays[COUNT + name] = (weight * trained).astype(np.float32)
+        arrays[DELTA + name] = np.asarray(weight * delta, dtype=param.dtype)
+    return Update(arrays, _scalars(weight), label)
+
+
+def without_change(update: Update, weight: float) -> Update:
+    """Returns an update of this weight whose deltas are zero."""
+    kept = {name: np.full_like(a, weight if name.startswith(COUNT) else 0.0) for name, a in update.arrays.items()}
+    return Update(kept, _scalars(weight), update.partition_id)
+
+
+def added(one: Update, other: Update) -> Update:
+    """Returns both updates as one node would send them: updates are additive."""
+    arrays = {name: np.asarray(array + other.arrays[name]) for name, array in one.arrays.items()}
+    return Update(arrays, {key: one.scalars[key] + other.scalars[key] for key in one.scalars}, one.partition_id)
+
+
+def asked_for(update: Update, weighting: str, names: Iterable[str]) -> Update:
+    """Returns a copy with what a node sends that was given these parameters: counts only where rows are weighted."""
+    wanted = {DELTA + name for name in names} | ({COUNT + name for name in names} if weighting == "rows" else set())
+    arrays = {name: array.copy() for name, array in update.arrays.items() if name in wanted}
+    return Update(arrays, dict(update.scalars), update.partition_id)
+
+
+def contents(message: Message, update: Update) -> tuple[Arrays, dict[str, Any]]:
+    """Returns the arrays and metrics of an honest reply to a training message."""
+    received = message.content.array_records[ARRAYS]
+    config = message.content.config_records[CONFIG]
+    sent = asked_for(update, str(config.get(Ask.WEIGHTING, "examples")), received)
+    arrays = {}
+    for name, array in sent.arrays.items():
+        param = received.get(name.removeprefix(DELTA))
+        arrays[name] = array if param is None else array.reshape(param.shape).astype(param.dtype)
+    return arrays, {**sent.scalars, Said.ROUND: config[Ask.ROUND]}
+
+
+def reply_to(message: Message, arrays: Arrays, said: Mapping[str, Any]) -> Message:
+    """Returns a training reply with these arrays and metrics."""
+    return Message(RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord(dict(said))}), reply_to=message)
+
+
+def error_to(message: Message) -> Message:
+    """Returns what comes back from a node that raised."""
+    return Message(Error(2, "Traceback ...\nValueError: broken"), reply_to=message)
+
+
+def honest(update: Update) -> Answer:
+    """Returns how a node answers that trained to this update."""
+    return lambda message: [reply_to(message, *contents(message, update))]
+
+
+def silent(message: Message) -> list[Message]:
+    """How a node answers that does not answer."""
+    return []
+
+
+class Nodes(Grid):
+    """A grid of nodes with partitions 0, 1, ... that answer the roll-call honestly and training as `answers` says.
+
+    Args:
+        answers: how each node answers a training message, in the order of partitions.
+        ids: node id of each partition; 101, 102, ... without it.
+    """
+
+    def __init__(self, answers: Sequence[Answer], ids: Sequence[int] | None = None) -> None:
+        enter_run()
+        self.answers = list(answers)
+        self.partitions = {node: p for p, node in enumerate(ids or range(101, 101 + len(answers)))}
+
+    def set_run(self, run: Run) -> None:
+        """Does nothing: there is one run."""
+
+    @property
+    def run(self) -> Run:
+        """The one run of this grid."""
+        return Run.create_empty(1)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Returns a message; `Message(...)` does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Returns the ids of all nodes."""
+        return list(self.partitions)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Raises: only `send_and_receive` is there."""
+        raise NotImplementedError("the kit's nodes answer at once: use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Raises: only `send_and_receive` is there."""
+        raise NotImplementedError("the kit's nodes answer at once: use send_and_receive")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Returns every reply, in the order of the messages."""
+        return [reply for message in messages for reply in self._handle(message)]
+
+    def _handle(self, message: Message) -> list[Message]:
+        partition = self.partitions[message.metadata.dst_node_id]
+        if message.metadata.message_type == MessageType.QUERY:
+            said = {
+                Said.PARTITION: partition,
+                "num-partitions": len(self.partitions),
+                Said.NUM_USERS: UNITS,
+                Said.NUM_EXAMPLES: UNITS,
+                Said.QUARANTINED: 0,
+                Said.CATALOG: "",
+                Said.MODEL: "",
+            }
+            return [Message(RecordDict({CONFIG: ConfigRecord(said)}), reply_to=message)]
+        return self.answers[partition](message)
+
+
+def _scalars(weight: float) -> dict[str, float]:
+    return {Said.WEIGHT: weight, Said.NUM_USERS: weight, Said.NUM_EXAMPLES: weight, Said.LOSS: 0.5 * weight}

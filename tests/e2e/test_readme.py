@@ -1,0 +1,98 @@
+"""Every command that the README, and the quickstart, show is run as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def commands(text: str) -> list[str]:
+    """Returns the indented lines outside fenced blocks."""
+    outside = re.sub(r"```.*?```", "", text, flags=re.S)
+    return [line.strip() for line in outside.splitlines() if line.startswith("    ") and line.strip()]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, with this environment as its `.venv`."""
+    copy = tmp_path_factory.mktemp("checkout")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPO,
+        capture_output=True,
+        check=True,
+    ).stdout
+    for name in tracked.decode().split("\0"):
+        if name and (REPO / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, copy / name)
+    (copy / ".venv").symlink_to(sys.prefix)
+    checksum = subprocess.run(["cksum"], input=(copy / "pyproject.toml").read_bytes(), capture_output=True, check=True)
+    stamp = copy / ".venv" / f".fedrec-report-{checksum.stdout.split()[0].decode()}"
+    stamp.touch()
+    return copy
+
+
+def shell(line: str, checkout: Path, home: Path, limit: float = 240) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "FLWR_HOME": str(home)}
+    environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = "39517"
+    done = subprocess.run(
+        ["bash", "-ec", line], cwd=checkout, env=environment, capture_output=True, text=True, timeout=limit
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def newest_run(checkout: Path) -> str:
+    return str(sorted((checkout / "outputs").glob("????-??-??/*"))[-1].relative_to(checkout))
+
+
+@pytest.mark.timeout(600)
+def test_every_command_of_the_readme_works(checkout: Path, ml_100k: Path, tmp_path: Path) -> None:
+    rows = [(f"u{n % 30}", f"film {n * 7 % 23}", 1_000_000 + n) for n in range(400)]
+    (checkout / "clicks.csv").write_text("user,film,ts\n" + "".join(f"{u},{f},{t}\n" for u, f, t in rows))
+    exports, run_of_synthetic, ran = "", "", 0
+    try:
+        for line in commands((checkout / "README.md").read_text()):
+            if line == "./scripts/test.sh":
+                continue  # this suite
+            if line.startswith("export "):
+                exports = f"{line}; "
+                continue
+            if line.startswith("fedrec data prepare"):
+                line += f" --source {ml_100k}"
+            printed = shell(exports + line.replace("outputs/<date>/<time>", run_of_synthetic), checkout, tmp_path)
+            ran += 1
+            if line.startswith("fedrec simulate"):
+                run_of_synthetic = newest_run(checkout)
+            if line == "./scripts/quickstart.sh":
+                shown = [text for text in commands(printed.split("Next:")[1].replace("\n  ", "\n    ")) if text]
+                assert len(shown) == 3
+                for following in shown:
+                    shell(following, checkout, tmp_path)
+            if line.startswith("flwr run"):
+                assert "done: best round" in printed
+    finally:
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            if (process.info["environ"] or {}).get("FLWR_HOME") == str(tmp_path):
+                process.kill()
+    assert ran == 11
+
+
+def test_the_quickstart_fails_when_the_run_fails(checkout: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["./scripts/quickstart.sh", "-c", 'data.name="csv" data.path="not-there.csv"'], cwd=checkout,
+        env={**os.environ, "FLWR_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "not-there.csv" in done.stderr
+    assert "Next:" not in done.stdout
