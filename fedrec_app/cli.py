@@ -119,7 +119,7 @@ def recommend(
     """Recommend items to a user of the data, or to somebody with the history given; both left out: to a newcomer."""
     from fedrec_app.recommend import recommend as recommend_items
 
-    found = recommend_items(RunFolder(run), user, [item for item in history.split(",") if item], k)
+    found = recommend_items(RunFolder(run), user, [item.strip() for item in history.split(",") if item.strip()], k)
     if as_json:
         print(json.dumps(found))
         return
@@ -151,7 +151,8 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
     if config.data.path and not Path(config.data.path).is_absolute():
         flat["data.path"] = str(Path(config.data.path).expanduser().absolute())
     changed = ", ".join(f"{key} = {value}" for key, value in asked.changed().items() if key != "output-dir")
-    stderr.print(f"settings that differ from the defaults: {_escaped(changed) or 'none'}", highlight=False)
+    text = f"settings that differ from the defaults: {_escaped(changed) or 'none'}"
+    stderr.print(text, highlight=False, soft_wrap=True)
     return config
 
 

@@ -205,11 +205,16 @@ class RecommenderClient(NumPyClient):
 
 
 def _deltas(sums: FitSums) -> Arrays:
-    arrays = {DELTA + name: array.astype(np.float32) for name, array in sums.delta.items()}
-    arrays.update({COUNT + name: array.astype(np.float32) for name, array in sums.count.items()})
-    return arrays
+    arrays = {DELTA + name: array for name, array in sums.delta.items()}
+    arrays.update({COUNT + name: array for name, array in sums.count.items()})
+    return _as_float32(arrays)
 
 
 def _parameters(shared: Arrays, sums: FitSums) -> Arrays:
     weight = sums.weight if sums.weight > 0 else 1.0
-    return {name: (shared[name] + delta / weight).astype(np.float32) for name, delta in sums.delta.items()}
+    return _as_float32({name: shared[name] + delta / weight for name, delta in sums.delta.items()})
+
+
+def _as_float32(arrays: Arrays) -> Arrays:
+    with np.errstate(over="ignore"):  # a model that diverged: the server drops what is not finite, and says so
+        return {name: array.astype(np.float32) for name, array in arrays.items()}

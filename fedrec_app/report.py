@@ -151,7 +151,7 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     for axes in (quality, loss, traffic):
         axes.set_xlabel("round")
         axes.set_xlim(records[0]["round"] - 0.5, records[-1]["round"] + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
     for axes in (quality, traffic):
         axes.set_ylim(bottom=0)

@@ -134,7 +134,7 @@ class _Run:
         roster = Roster(self.catalog_hash, model_hash(self.model), ["item-counts"], config.strategy.join_timeout)
         roster.wait(self.grid, config.strategy.min_nodes)
         log(INFO, "%s nodes take part, %s are refused", len(roster.members), len(roster.refused))
-        if quarantined := max(member.num_quarantined for member in roster.partitions()):
+        if quarantined := max((member.num_quarantined for member in roster.partitions()), default=0):
             log(
                 WARNING,
                 "up to %s rows of a node's data were set aside: see quarantine.csv in its state folder",
@@ -226,7 +226,7 @@ class _Run:
             "unit": config.train.unit,
             "num_nodes": len(roster.members),
             "refused_nodes": len(roster.refused),
-            "quarantined_rows": max(member.num_quarantined for member in roster.partitions()),
+            "quarantined_rows": max((member.num_quarantined for member in roster.partitions()), default=0),
             "rounds": len(rounds),
             "best_round": progress.best_round,
             "stopped_early": progress.stopped_early,

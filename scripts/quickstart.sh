@@ -12,6 +12,6 @@ cat <<TEXT
 
 Next:
   .venv/bin/fedrec recommend --run ${latest%/} --user u001
-  .venv/bin/fedrec simulate --num-nodes 8 -c 'model.name="neumf" num-server-rounds=10 evaluate.every=5'
+  .venv/bin/fedrec simulate --num-nodes 8 -c 'model.name="neumf" num-server-rounds=4 evaluate.every=2'
   .venv/bin/fedrec data stats synthetic
 TEXT

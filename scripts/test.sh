@@ -10,4 +10,5 @@ ruff format --check .
 pyright
 lint-imports
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec pytest "$@"
+# Tests that start Flower and Ray share one worker (xdist_group), the rest fill the other.
+exec pytest -n 2 --dist loadgroup "$@"

@@ -34,7 +34,7 @@ from strategies.update import MAX_UNITS, Expected, Update, collect
 class StrategyOptions(BaseModel):
     """Options of a strategy; unknown ones are an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MeanOptions(StrategyOptions):

@@ -43,7 +43,7 @@ Sampling = Literal["pointwise"]
 class ModelOptions(BaseModel):
     """Options of a model; unknown ones are an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Recommender(nn.Module):

@@ -1,4 +1,4 @@
-"""From shared parameters and what users did to scores: the one path that evaluation, recommendation and baselines share."""
+"""From shared parameters and what users did to scores: the path that evaluation, recommendation and baselines share."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from fedrec_app.simulate import simulate
 from tests.conftest import REPO
 from tests.e2e.helpers import SMALL, Sandbox, assert_same_arrays, assert_same_numbers, sandbox, wait_until
 
+pytestmark = pytest.mark.xdist_group("flower")
 ROUNDS = 3
 # Private rows, which two nodes keep on disk while Ray moves them between its processes.
 POOLED: dict[str, Scalar] = {**SMALL, "model.name": "neumf", "train.unit": "node"}

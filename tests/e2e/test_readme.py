@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.xdist_group("flower")
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -72,7 +73,7 @@ def test_every_command_of_the_readme_works(checkout: Path, ml_100k: Path, tmp_pa
                 line += f" --source {ml_100k}"
             printed = shell(exports + line.replace("outputs/<date>/<time>", run_of_synthetic), checkout, tmp_path)
             ran += 1
-            if line.startswith("fedrec simulate"):
+            if line.startswith("fedrec simulate --num-nodes"):
                 run_of_synthetic = newest_run(checkout)
             if line == "./scripts/quickstart.sh":
                 shown = [text for text in commands(printed.split("Next:")[1].replace("\n  ", "\n    ")) if text]

@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Scalar]] = {
         "train.num-negatives": 4,
         "train.private-epochs": 1,
     },
-    "neumf, pooled": {"model.name": "neumf", "train.unit": "node"},
+    "neumf, pooled": {"model.name": "neumf", "train.unit": "node", "train.batch-size": 32, "train.local-epochs": 2},
 }
 
 
