@@ -66,7 +66,7 @@ def first_models(data_dir: Path, num_rounds: int, only: str) -> str:
         "over seeds: a seed draws the start and the training samples; users and evaluation negatives stay. The "
         "standard error over users is about .015 (99 negatives) and .013 (full ranking).",
         "",
-        "| model | seeds | HR@10 / NDCG@10, 99 negatives | HR@10 / NDCG@10, full | coverage@10 | best round | s a round |",
+        "| model | seeds | HR@10 / NDCG@10, 99 negatives | full ranking | coverage@10 | best round | s a round |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, (num_seeds, settings) in ROWS.items():
@@ -80,11 +80,12 @@ def first_models(data_dir: Path, num_rounds: int, only: str) -> str:
 
 NOTES = """\
 What `mf` has over the usual matrix factorisation is one thing: user embeddings are fitted, on the device, with weights
-(1 + steps back)^-1, so what a user did last counts most ("equal weights" is the same model without it). The idea and the
-settings of `mf` were found on this data set in exploration that also looked at test figures, so take its row as
+(1 + steps back)^-1, so what a user did last counts most ("equal weights" is the same model without it). The idea and
+the settings of `mf` were found on this data set in exploration that also looked at test figures, so take its row as
 mildly optimistic until it is confirmed elsewhere. Rows with one seed were not tuned beyond a few tries.
 
-`local-only` is the canary: without a server a model that knows nothing of items must score at chance, .1 of 99 negatives.
+`local-only` is the canary: without a server a model that knows nothing of items must score at chance, about .1 among
+99 negatives.
 """
 
 
