@@ -97,6 +97,7 @@ def _result_lines(summary: dict[str, Any]) -> list[str]:
 def _facts(summary: dict[str, Any]) -> list[str]:
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped_updates"].items()) or "none"
     skipped = summary["test"].get("num_without_held_out", 0)
+    cold = f"; items that nobody trains on: {summary['cold_items']}" if "cold_items" in summary else ""
     return [
         "## Run",
         "",
@@ -105,7 +106,8 @@ def _facts(summary: dict[str, Any]) -> list[str]:
         f"{summary['seconds_per_round']:.2f} s a round (median)",
         f"- payload over all rounds: {summary['bytes_down'] / 1e6:.1f} MB to the nodes, "
         f"{summary['bytes_up'] / 1e6:.1f} MB back",
-        f"- updates dropped: {dropped}; users with nothing held out: {skipped}",
+        f"- updates dropped: {dropped}; users with nothing held out: {skipped}{cold}",
+        f"- rows of data set aside: {summary['quarantined_rows']}",
     ]
 
 

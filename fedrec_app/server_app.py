@@ -241,6 +241,8 @@ class _Run:
             "lineage": lineage,
             "seed": config.seed,
         }
+        if (counts := roster.sums.get("item-counts")) is not None:
+            summary["cold_items"] = int((counts == 0).sum())
         if config.data.protocol == "leaky-pfedrec":
             summary["warning"] = "leaky protocol: held-out items are never training negatives; not comparable"
         return summary

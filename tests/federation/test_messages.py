@@ -98,6 +98,11 @@ def test_the_last_gate_stops_an_array_that_is_not_shared() -> None:
 
 def test_small_cohorts_keep_their_item_counts(tmp_path: Path) -> None:
     flat = {"output-dir": str(tmp_path), "num-server-rounds": 1, "data.options": SMALL}
-    assert "popularity@10" in simulate(flat, 2).summary["test"]
-    assert "popularity@10" not in simulate(flat, 20).summary["test"]
+    told = simulate(flat, 2).summary
+    assert "popularity@10" in told["test"]
+    train = cohort(_data_config(flat), None, 1).train
+    assert told["cold_items"] == 60 - len(np.unique(train.items))
+    kept = simulate(flat, 20).summary
+    assert "popularity@10" not in kept["test"]
+    assert "cold_items" not in kept
     assert "popularity@10" in simulate({**flat, "privacy.min-cohort": 2}, 20).summary["test"]
