@@ -88,13 +88,15 @@ class RecommenderClient(NumPyClient):
             Said.NUM_EXAMPLES: len(self.cohort.train.items),
             Said.CATALOG: self.catalog.hash,
             Said.MODEL: model_hash(self.model),
+            Said.COHORT_SIZE: len(self.cohort),
             Said.QUARANTINED: self._quarantine(),
             Said.VERSION: __version__,
         }
         asked = [name for name in str(config.get(Ask.STATISTICS, "")).split(",") if name]
         if bad := [name for name in asked if name != "item-counts"]:
             raise FedrecError(unknown("statistic", bad[0], ["item-counts"]))
-        if asked and (len(self.cohort) == 0 or len(self.cohort) >= self.config.privacy.min_cohort):
+        users = properties[Said.NUM_USERS]
+        if asked and (users == 0 or users >= self.config.privacy.min_cohort):
             counts = np.bincount(self.cohort.train.items, minlength=len(self.catalog)).astype(np.int64)
             properties[ARRAYS_BYTES] = save({STAT + "item-counts": counts})
         return properties
@@ -104,7 +106,7 @@ class RecommenderClient(NumPyClient):
         quarantine = node_data.prepared(self.config.data).dataset.quarantine
         if len(quarantine):
             self.node.state_dir.mkdir(parents=True, exist_ok=True)
-            quarantine.write(self.node.state_dir / "quarantine.csv")
+            quarantine.write(self.node.state_dir / f"quarantine-{self.node.partition_id}.csv")
         return len(quarantine)
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[NDArray]:
@@ -141,7 +143,8 @@ class RecommenderClient(NumPyClient):
             Said.NUM_EXAMPLES: int(sums.num_examples),
             Said.NUM_USERS: int(sums.num_users),
             Said.WEIGHT: float(sums.weight),
-            Said.LOSS: float(sums.loss),
+            # A stock strategy averages this by examples; ours adds it up.
+            Said.LOSS: float(sums.loss if wants_delta else sums.loss / max(sums.num_examples, 1)),
             Said.ROUND: server_round,
             ARRAYS_OUT: json.dumps(list(arrays)),
         }
@@ -158,7 +161,7 @@ class RecommenderClient(NumPyClient):
         part: Part = "test" if config.get(Ask.PART) == "test" else "validation"
         server_round = int(config.get(Ask.ROUND, 1))
         rows, _, _ = self._private(config, int(config.get(Ask.PRIVATE_ROUND, server_round)))
-        sums = self._judge(shared, rows, part, int(config.get(Ask.BOOTSTRAP, 0)), server_round)
+        sums = self._judge(shared, rows, part, self._bootstrap(config), server_round)
         means = finalise(sums)
         numbers = {name: value for name, value in means.items() if isinstance(value, (int, float))}
         loss = 1.0 - float(numbers.get(self.config.evaluate.metric, 0.0))
@@ -166,6 +169,10 @@ class RecommenderClient(NumPyClient):
             arrays = {EVAL + name: array for name, array in sums.to_arrays().items()}
             return loss, sums.num_users, {Said.ROUND: server_round, ARRAYS_BYTES: save(arrays)}
         return loss, sums.num_users, {name: float(value) for name, value in numbers.items()}
+
+    def _bootstrap(self, config: Mapping[str, Any]) -> int:
+        """Returns how many bootstrap rows are computed: all that the run's own settings allow, or none."""
+        return self.config.evaluate.bootstrap if int(config.get(Ask.BOOTSTRAP, 0)) > 0 else 0
 
     def _judge(self, shared: Arrays, rows: Arrays, part: Part, num_bootstrap: int, server_round: int) -> MetricSums:
         past = self.cohort.before(part)

@@ -7,18 +7,21 @@ here, which also keeps array names, metrics and evaluation intact.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from functools import lru_cache
+import traceback
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore import log
 from safetensors.numpy import load
 
 from fedrec_app.client import ARRAYS_BYTES, ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
 from fedrec_app.config import RunConfig, Scalar
-from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.errors import ConfigError, DataError, FedrecError
 from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, EVAL, METRICS, STAT, to_record
@@ -26,7 +29,35 @@ from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, EVAL, METRICS, STAT
 app = ClientApp()
 
 
+Handler = Callable[[Message, Context], Message]
+
+
+def _discreet(handler: Handler) -> Handler:
+    """Returns the handler with errors that may quote the node's data kept to the node's own log.
+
+    Flower sends the text of an exception to the server. Errors of settings, state and messages go through as they are;
+    those of data only in a simulation.
+    """
+
+    @wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except FedrecError as error:
+            if not isinstance(error, DataError) or "state-dir" not in context.node_config:
+                raise  # a simulation's data is the server's too
+            log(ERROR, "%s: %s", handler.__name__, error)
+            raise FedrecError(f"{handler.__name__}: the node's data is not usable; its own log says why") from None
+        except Exception as error:
+            log(ERROR, "%s: %s", handler.__name__, traceback.format_exc())
+            kind = type(error).__name__
+            raise FedrecError(f"{handler.__name__}: {kind} on the node; its own log says more") from None
+
+    return guarded
+
+
 @app.train()
+@_discreet
 def train(message: Message, context: Context) -> Message:
     """Trains on the node's users and returns the update."""
     client = client_for(context)
@@ -39,6 +70,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@_discreet
 def evaluate(message: Message, context: Context) -> Message:
     """Judges the model on the node's users."""
     client = client_for(context)
@@ -54,6 +86,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 @app.query()
+@_discreet
 def query(message: Message, context: Context) -> Message:
     """Answers the roll-call."""
     client = client_for(context)

@@ -7,12 +7,13 @@ private parameters always match. Kept are the last version, the one before, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from logging import WARNING
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from flwr.supercore import log
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -22,6 +23,8 @@ from fedrec_app.errors import StateError
 from fedrec_app.files import write_atomically
 from fedrec_app.records import Arrays, checked_lineage
 
+LOCK_TIMEOUT = 60.0
+"""Seconds to wait for another process of the node."""
 _KEYS = "user-keys"
 
 
@@ -86,17 +89,18 @@ class PrivateState:
         return _aligned(saved, keys, {})
 
     def _newest(self, at_round: int) -> Arrays | None:
-        damaged: set[int] = set()
-        while candidates := [r for r in self.rounds() if r <= at_round and r not in damaged]:
-            path = self.folder / f"{candidates[-1]}.safetensors"
-            try:
-                return _read(path)
-            except FileNotFoundError:
-                continue  # removed by a newer version between the listing and now: list again
-            except (SafetensorError, OSError, ValueError) as error:
-                log(WARNING, "private state %s is damaged (%s): trying the version before", path, error)
-                damaged.add(candidates[-1])
-        if damaged:
+        if not self.folder.is_dir():
+            return None
+        # Under the lock: a folder that is listed while a writer renames and removes files may seem to lack the newest.
+        with self._locked():
+            candidates = [r for r in self.rounds() if r <= at_round]
+            for candidate in reversed(candidates):
+                path = self.folder / f"{candidate}.safetensors"
+                try:
+                    return _read(path)
+                except (SafetensorError, OSError, ValueError) as error:
+                    log(WARNING, "private state %s is damaged (%s): trying the version before", path, error)
+        if candidates:
             raise StateError(f"no readable private state up to round {at_round} in {self.folder}")
         return None
 
@@ -110,7 +114,7 @@ class PrivateState:
             keep: rounds whose versions must stay, besides the last and the one before.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        with self._locked():
             for abandoned in self.folder.glob(".*.safetensors.*"):
                 abandoned.unlink(missing_ok=True)  # of a writer that was killed: whoever writes holds the lock
             content = save({**{n: np.ascontiguousarray(a) for n, a in rows.items()}, _KEYS: np.ascontiguousarray(keys)})
@@ -122,6 +126,14 @@ class PrivateState:
                 needed.update([r for r in versions if r <= named][-1:])
             for version in set(versions) - needed:
                 (self.folder / f"{version}.safetensors").unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with FileLock(self.folder / "lock", timeout=LOCK_TIMEOUT):
+                yield
+        except Timeout:
+            raise StateError(f"{self.folder} was locked by another process for {LOCK_TIMEOUT:.0f} s") from None
 
 
 def _read(path: Path) -> Arrays:

@@ -53,6 +53,7 @@ class Said:
     PARTITION = "partition-id"
     CATALOG = "catalog-hash"
     MODEL = "model-hash"
+    COHORT_SIZE = "cohort-size"
     QUARANTINED = "num-quarantined"
     VERSION = "fedrec-version"
 

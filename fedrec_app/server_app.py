@@ -28,7 +28,7 @@ from fedrec_app.report import write_report
 from strategies.base import Settings
 from strategies.evaluation import FederatedEvaluation
 from strategies.registry import make_strategy
-from strategies.rollcall import Roster
+from strategies.rollcall import MembersOnly, Roster
 from strategies.rounds import Evaluate, Progress, RoundRecord, exchange, run_rounds
 
 app = ServerApp()
@@ -137,7 +137,7 @@ class _Run:
         if quarantined := max((member.num_quarantined for member in roster.partitions()), default=0):
             log(
                 WARNING,
-                "up to %s rows of a node's data were set aside: see quarantine.csv in its state folder",
+                "up to %s rows of a node's data were set aside: see quarantine-<partition>.csv in its state folder",
                 quarantined,
             )
         popularity = roster.sums.get("item-counts")
@@ -147,14 +147,14 @@ class _Run:
         recorder = _Recorder(self.folder, config.num_server_rounds, config.evaluate.metric, watchers)
         initial = to_record({n: self.model.get_parameter(n).detach().numpy() for n in self.model.shared_names()})
         progress = run_rounds(
-            strategy, self.grid, initial,
+            strategy, MembersOnly(self.grid, roster, config.strategy.join_timeout), initial,
             num_rounds=config.num_server_rounds, timeout=config.strategy.round_timeout,
             train_config=ConfigRecord({Ask.LINEAGE: lineage}),
             evaluate_config=ConfigRecord({Ask.LINEAGE: lineage, Ask.PART: "validation"}),
             evaluate=judge, evaluate_every=config.evaluate.every, metric=config.evaluate.metric,
             early_stopping_rounds=config.evaluate.early_stopping_rounds, hooks=recorder,
         )  # fmt: skip
-        test = self._test(judge, progress, lineage)
+        test = self._test(judge, evaluation, progress, lineage)
         self._write_model(progress, lineage, popularity)
         summary = self._summary(progress, test, roster, lineage)
         self.folder.write_summary(summary)
@@ -182,7 +182,9 @@ class _Run:
 
         return evaluate
 
-    def _test(self, judge: Evaluate, progress: Progress, lineage: str) -> dict[str, Any]:
+    def _test(
+        self, judge: Evaluate, evaluation: FederatedEvaluation, progress: Progress, lineage: str
+    ) -> dict[str, Any]:
         """Reads the test part, once, with the parameters and the private state of the best round."""
         ask = ConfigRecord(
             {
@@ -194,7 +196,7 @@ class _Run:
         )
         metrics, _, _ = judge(progress.best_round, progress.best_arrays, ask)
         if metrics is None:
-            raise FedrecError("no node answered the test evaluation")
+            raise FedrecError(f"no node answered the test evaluation: {evaluation.last_problem or 'silence'}")
         return dict(metrics)
 
     def _write_model(self, progress: Progress, lineage: str, popularity: NDArray | None) -> None:

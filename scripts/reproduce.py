@@ -12,7 +12,6 @@ import argparse
 import logging
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,8 @@ def first_models(data_dir: Path, num_rounds: int, only: str) -> str:
         "over seeds: a seed draws the start and the training samples; users and evaluation negatives stay. The "
         "standard error over users is about .015 (99 negatives) and .013 (full ranking).",
         "",
-        "| model | seeds | HR@10 / NDCG@10, 99 negatives | full ranking | coverage@10 | best round | s a round |",
-        "|---|---|---|---|---|---|---|",
+        "| model | seeds | HR@10 / NDCG@10, 99 negatives | full ranking | coverage@10 | best round |",
+        "|---|---|---|---|---|---|",
     ]
     for name, (num_seeds, settings) in ROWS.items():
         if only in name:
@@ -101,21 +100,18 @@ def _row(name: str, summaries: list[dict[str, Any]]) -> str:
     sampled = f"{mean('sampled', 'hr@10')} / {mean('sampled', 'ndcg@10')}"
     full = f"{mean('test', 'hr@10')} / {mean('test', 'ndcg@10')}"
     rounds = ", ".join(str(s["best_round"]) for s in summaries)
-    seconds = statistics.median(s["seconds_per_round"] for s in summaries)
     coverage = mean("test", "coverage@10")
-    return f"| {name} | {len(summaries)} | {sampled} | {full} | {coverage} | {rounds} | {seconds:.2f} |"
+    return f"| {name} | {len(summaries)} | {sampled} | {full} | {coverage} | {rounds} |"
 
 
 def _local_only_row(data: dict[str, Any]) -> str:
     config = RunConfig.from_flat({**data, "num-server-rounds": 10}).resolve(model_class("mf").recipe)
     catalog = node_data.prepared(config.data).dataset.catalog
-    began = time.perf_counter()
     found = local_only(config, catalog, node_data.cohort(config.data, None, 1), "test")
-    seconds = (time.perf_counter() - began) / config.num_server_rounds
     sampled = f"{_short(found['sampled/hr@10'])} / {_short(found['sampled/ndcg@10'])}"
     full = f"{_short(found['hr@10'])} / {_short(found['ndcg@10'])}"
     name = "`mf`, local-only: each user alone, 10 rounds"
-    return f"| {name} | 1 | {sampled} | {full} | {_short(found['coverage@10'])} | 10 | {seconds:.2f} |"
+    return f"| {name} | 1 | {sampled} | {full} | {_short(found['coverage@10'])} | 10 |"
 
 
 def _short(value: float) -> str:

@@ -9,11 +9,13 @@ class Halve(RecStrategy):
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -164,7 +166,14 @@ class RecStrategy(Strategy):
         metrics[Said.LOSS] /= max(float(metrics[Said.NUM_EXAMPLES]), 1.0)  # type: ignore[arg-type]
         metrics["num-updates"] = len(found.updates)
         delta = self.aggregate(iter(found.updates), self._params)
-        params = self.server_step(self._params, delta, server_round)
+        before = copy.deepcopy(self.state())
+        with np.errstate(over="ignore"):
+            params = self.server_step(self._params, delta, server_round)
+        if not all(np.isfinite(array).all() for array in params.values()):
+            log(WARNING, "round %s skipped: the step leaves the range of the parameters", server_round)
+            self.load_state(before)
+            metrics["skipped"] = 1
+            return None, metrics
         return to_record(params), metrics
 
     def configure_evaluate(

@@ -13,8 +13,9 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from fedrec_app.evaluation.metrics import MetricSums, finalise
-from fedrec_app.records import ARRAYS, CONFIG, EVAL, Ask, from_record
+from fedrec_app.records import ARRAYS, CONFIG, EVAL, METRICS, Ask, Said, from_record
 from strategies.rollcall import Member, messages_to
+from strategies.update import MAX_DETAIL
 
 
 class FederatedEvaluation:
@@ -26,11 +27,14 @@ class FederatedEvaluation:
 
     def __init__(self, popularity: NDArray | None = None) -> None:
         self.popularity = popularity
+        self.last_problem = ""
+        self._asked: dict[int, Member] = {}
 
     def configure(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, members: Sequence[Member]
     ) -> list[Message]:
         """Returns one message a member with the parameters and what is asked for."""
+        self._asked = {member.node_id: member for member in members}
         ask = ConfigRecord(dict(config))
         ask[Ask.ROUND] = server_round
         ask[Ask.SUMS] = True
@@ -41,29 +45,32 @@ class FederatedEvaluation:
     def aggregate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns means over users, with intervals as "ci/<name>" where bootstrap sums came; None if no node answered.
 
-        A reply that is an error or does not fit is dropped, counted as "dropped-evaluations" and logged.
+        A reply that is an error, was not asked for, or does not fit is dropped, counted as "dropped-evaluations" and
+        logged. What most nodes measure is what counts; between equal numbers, what the lowest partition measures.
         """
         alike: dict[Hashable, list[tuple[int, MetricSums]]] = {}
         dropped = 0
+        seen: set[int] = set()
         for reply in replies:
             node = reply.metadata.src_node_id
             try:
-                sums = _read(reply)
+                sums = self._read(reply, server_round, seen)
             except Exception as error:
                 dropped += 1
-                log(WARNING, "round %s: dropped an evaluation of node %s, %s", server_round, node, error)
+                self._drop(server_round, node, str(error))
                 continue
             kind = (sums.names, sums.sums.shape, sums.item_counts.shape, sums.list_length)
-            alike.setdefault(kind, []).append((node, sums))
+            alike.setdefault(kind, []).append((self._asked[node].partition_id, sums))
         if not alike:
             return None
         # One node of another version must not decide what all the others are measured by.
-        most = max(alike.values(), key=len)
-        for node, _ in (answer for answers in alike.values() if answers is not most for answer in answers):
+        most = max(alike.values(), key=lambda answers: (len(answers), -min(partition for partition, _ in answers)))
+        for partition, _ in (answer for answers in alike.values() if answers is not most for answer in answers):
             dropped += 1
-            log(WARNING, "round %s: dropped an evaluation of node %s, it measures other things", server_round, node)
-        total = most[0][1]
-        for _, other in most[1:]:
+            self._drop(server_round, partition, "it measures other things")
+        ordered = [sums for _, sums in sorted(most, key=lambda answer: answer[0])]
+        total = ordered[0]
+        for other in ordered[1:]:
             total = total + other
         metrics = MetricRecord()
         for name, value in finalise(total, self.popularity).items():
@@ -76,10 +83,26 @@ class FederatedEvaluation:
             metrics["dropped-evaluations"] = dropped
         return metrics
 
+    def _drop(self, server_round: int, node: int, detail: str) -> None:
+        self.last_problem = detail[:MAX_DETAIL]
+        log(WARNING, "round %s: dropped an evaluation of node %s, %s", server_round, node, self.last_problem)
 
-def _read(reply: Message) -> MetricSums:
-    if reply.has_error():
-        lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-        raise ValueError(lines[-1] if lines else f"error {reply.error.code}")
-    arrays = from_record(reply.content.array_records[ARRAYS])
-    return MetricSums.from_arrays({name.removeprefix(EVAL): array for name, array in arrays.items()})
+    def _read(self, reply: Message, server_round: int, seen: set[int]) -> MetricSums:
+        node = reply.metadata.src_node_id
+        if node not in self._asked:
+            raise ValueError("it was not asked")
+        if node in seen:
+            raise ValueError("it answered twice")
+        seen.add(node)
+        if reply.has_error():
+            lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
+            raise ValueError(lines[-1] if lines else f"error {reply.error.code}")
+        answered = reply.content.metric_records[METRICS].get(Said.ROUND)
+        if answered != server_round:
+            raise ValueError(f"it answers round {answered}")
+        arrays = from_record(reply.content.array_records[ARRAYS])
+        sums = MetricSums.from_arrays({name.removeprefix(EVAL): array for name, array in arrays.items()})
+        most = self._asked[node].cohort_size
+        if sums.num_users > most or (sums.sums[1:, -1] > 100.0 * most).any():
+            raise ValueError(f"it judged {sums.num_users} users, the roll-call told of {most}")
+        return sums

@@ -13,12 +13,19 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
+from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from fedrec_app.errors import FedrecError
 from fedrec_app.records import ARRAYS, CONFIG, STAT, Arrays, Ask, Said, from_record
-from strategies.update import MAX_UNITS
+from strategies.update import MAX_DETAIL, MAX_UNITS
 
 _OUR_ERROR = re.compile(r"^fedrec_app\.errors\.\w+: ")
+
+
+_NUMBERS = (
+    Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES, Said.QUARANTINED, Said.COHORT_SIZE
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Member:
         num_users: users of its cohort with something to train on.
         num_examples: their training interactions.
         num_quarantined: rows of its data that were set aside.
+        cohort_size: all its users, those with nothing to train on included.
     """
 
     node_id: int
@@ -40,6 +48,7 @@ class Member:
     num_users: int
     num_examples: int
     num_quarantined: int = 0
+    cohort_size: int = 0
 
 
 @dataclass
@@ -62,6 +71,7 @@ class Roster:
     sums: Arrays = field(default_factory=dict)
     withheld: int = 0
     _counted: set[int] = field(default_factory=set)
+    _silent: set[int] = field(default_factory=set)
 
     def refresh(self, grid: Grid) -> None:
         """Calls the nodes that are new, and forgets those that left."""
@@ -76,8 +86,13 @@ class Roster:
             return
         config = ConfigRecord({Ask.STATISTICS: ",".join(self.statistics)})
         messages = [Message(RecordDict({CONFIG: config}), node, MessageType.QUERY) for node in new]
+        silent = set(new)
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
+            silent.discard(reply.metadata.src_node_id)
             self._admit(reply)
+        for node in silent & self._silent:
+            self._refuse(node, "it did not answer two roll-calls")  # or every round would wait for it
+        self._silent = silent
 
     def wait(self, grid: Grid, min_nodes: int) -> None:
         """Calls until every partition that the nodes speak of is there, or the timeout has passed.
@@ -124,7 +139,7 @@ class Roster:
         offered = _arrays(reply)
         for name in self.statistics:
             array = offered.get(STAT + name)
-            if array is None or array.dtype != np.int64 or array.ndim != 1 or (array < 0).any():
+            if array is None or not _adds_up_to(array, member.num_examples):
                 self.withheld += 1
                 continue
             total = self.sums.setdefault(name, np.zeros_like(array))
@@ -134,8 +149,8 @@ class Roster:
                 self.withheld += 1
 
     def _refuse(self, node: int, reason: str) -> None:
-        self.refused[node] = reason
-        log(WARNING, "node %s is refused: %s", node, reason)
+        self.refused[node] = reason[:MAX_DETAIL]
+        log(WARNING, "node %s is refused: %s", node, reason[:MAX_DETAIL])
 
     def _read(self, reply: Message) -> Member:
         if reply.has_error():
@@ -145,15 +160,19 @@ class Roster:
         for key, expected in ((Said.CATALOG, self.catalog_hash), (Said.MODEL, self.model_hash)):
             if expected and said[key] != expected:
                 raise ValueError(f"its {key} is {str(said[key])[:12]}, this run's is {expected[:12]}")
-        numbers = [
-            said[key] for key in (Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES, Said.QUARANTINED)
-        ]
+        numbers = [said[key] for key in _NUMBERS]
         if not all(isinstance(n, int) and 0 <= n <= MAX_UNITS for n in numbers):
             raise ValueError(f"its numbers {numbers} are not whole numbers from 0 to {MAX_UNITS:.0e}")
         partition, *counts = [int(n) for n in numbers]  # type: ignore[arg-type]
         if partition in {member.partition_id for member in self.members.values()}:
             raise ValueError(f"partition {partition} is taken by another node")
         return Member(reply.metadata.src_node_id, partition, *counts)
+
+
+def _adds_up_to(counts: NDArray, num_examples: int) -> bool:
+    """Returns whether these are (num_items,) counts of a node's training interactions."""
+    fits = counts.dtype == np.int64 and counts.ndim == 1 and not (counts < 0).any()
+    return fits and float(counts.sum(dtype=np.float64)) == num_examples
 
 
 def _arrays(reply: Message) -> Arrays:
@@ -176,3 +195,62 @@ def sample(members: Sequence[Member], size: int, generator: np.random.Generator)
 def messages_to(members: Iterable[Member], content: RecordDict, kind: str, group: str) -> list[Message]:
     """Returns one message a member, all with the same content."""
     return [Message(content, member.node_id, kind, group_id=group) for member in members]
+
+
+class MembersOnly(Grid):
+    """A grid on which only members of a roster are seen: stock strategies draw nodes from the grid and know no roster.
+
+    Args:
+        grid: the grid.
+        roster: whose members are seen; it is refreshed with each look.
+        patience: seconds that somebody may go on asking for more nodes than there are: stock strategies wait
+            without limit for `min_available_nodes`.
+    """
+
+    def __init__(self, grid: Grid, roster: Roster, patience: float) -> None:
+        self._grid, self._roster, self._patience = grid, roster, patience
+        self._looks: list[float] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Returns the members' node ids in the order of partitions.
+
+        Raises:
+            FedrecError: it has been asked again and again, with nothing sent in between, for longer than the patience.
+        """
+        now = time.monotonic()
+        self._looks.append(now)
+        if now - self._looks[0] > self._patience:
+            raise FedrecError(
+                f"the strategy has waited {self._patience:g} s for more than {len(self._roster.members)} nodes"
+            )
+        self._roster.refresh(self._grid)
+        return [member.node_id for member in self._roster.partitions()]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Sends messages and returns the replies."""
+        self._looks.clear()
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Sends messages and returns their ids."""
+        self._looks.clear()
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Returns the replies that have come."""
+        return self._grid.pull_messages(message_ids)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Returns a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: Run) -> None:
+        """Hands the run on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._grid.run

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -121,7 +121,7 @@ def run_rounds(
         config[Ask.KEEP_ROUND] = progress.best_round
         messages = strategy.configure_train(server_round, progress.arrays, config, grid)
         replies, down, up = exchange(grid, messages, timeout)
-        arrays, trained = strategy.aggregate_train(server_round, replies)
+        arrays, trained = _aggregated(strategy, server_round, replies)
         if arrays is not None:
             progress.arrays, changed = arrays, True
         validation = None
@@ -162,8 +162,20 @@ def _dropped(rounds: Iterable[RoundRecord]) -> str:
 
 def _keep_best(progress: Progress, server_round: int, validation: MetricRecord | None, metric: str) -> None:
     value = (validation or {}).get(metric)
-    if isinstance(value, float) and value > progress.best_value:
+    if isinstance(value, float) and value > progress.best_value + 1e-9:  # not by a rounding of sums
         progress.best_round, progress.best_value, progress.best_arrays = server_round, value, progress.arrays
+
+
+def _aggregated(
+    strategy: Strategy, server_round: int, replies: list[Message]
+) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    """Returns what the strategy makes of the replies; one that raises over a bad reply, as stock ones do, skips the
+    round."""
+    try:
+        return strategy.aggregate_train(server_round, replies)
+    except Exception as error:
+        log(WARNING, "round %s skipped: the strategy failed with %s: %s", server_round, type(error).__name__, error)
+        return None, MetricRecord({"skipped": 1})
 
 
 def _own_evaluation(strategy: Strategy, grid: Grid, timeout: float) -> Evaluate:

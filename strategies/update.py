@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from fedrec_app.records import ARRAYS, COUNT, DELTA, METRICS, Arrays, Said, from_record
 
 MAX_UNITS = 1e9
+MAX_DETAIL = 300
+"""Characters of what a node says that are kept and logged."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Expected:
         row_names: parameters for which counts by row are asked.
         server_round: the round that was asked for.
         partitions: node id -> partition id of the nodes that were asked.
-        max_weight: node id -> largest weight that the node may claim, from the roll-call.
+        max_weight: node id -> largest weight that the node may claim: what it said of itself in the roll-call, so a
+            bound on changing one's story and not on lying from the start.
     """
 
     params: Arrays
@@ -76,7 +79,7 @@ class Replies:
     def drop(self, reason: str, detail: str) -> None:
         """Counts one reply, or one missing reply, as dropped."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        self.details.append(f"{reason}: {detail}")
+        self.details.append(f"{reason}: {detail}"[:MAX_DETAIL])
 
 
 class BadReply(ValueError):
@@ -129,13 +132,13 @@ def read_update(message: Message, expected: Expected) -> Update:
         arrays = from_record(content.array_records[ARRAYS])
     except Exception as error:  # whatever a hostile payload makes numpy raise
         raise BadReply("unreadable", _one_line(str(error))) from None
-    _check_arrays(arrays, expected)
     node = message.metadata.src_node_id
     scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS))
+    _check_arrays(arrays, expected, scalars[Said.WEIGHT])
     return Update(arrays, scalars, expected.partitions[node], expected.server_round - 1)
 
 
-def _check_arrays(arrays: Arrays, expected: Expected) -> None:
+def _check_arrays(arrays: Arrays, expected: Expected, weight: float) -> None:
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         DELTA + name: (array.shape, array.dtype) for name, array in expected.params.items()
     }
@@ -153,8 +156,10 @@ def _check_arrays(arrays: Arrays, expected: Expected) -> None:
             raise BadReply("wrong-dtype", f"{name} is {array.dtype}, not {dtype}")
         if not np.isfinite(array).all():
             raise BadReply("non-finite", f"{name} holds NaN or infinity")
-        if name.startswith(COUNT) and (array < 0).any():
-            raise BadReply("bad-count", f"{name} is negative")
+        if name.startswith(COUNT) and len(array) and not 0 <= array.min() <= array.max() <= weight * (1 + 1e-6):
+            raise BadReply(
+                "bad-count", f"{name} is {array.min()} to {array.max()}: 0 to the weight {weight} is allowed"
+            )
 
 
 def _check_scalars(metrics: Mapping[str, object], max_weight: float) -> dict[str, float]:

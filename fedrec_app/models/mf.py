@@ -28,7 +28,7 @@ from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState, 
 
 
 class MatrixFactorization(Recommender):
-    """Dot product of a private user embedding and a shared item embedding, plus a shared item bias."""
+    """Dot product of a private user embedding and a shared item embedding, nothing else."""
 
     name = "mf"
     summary_line = "matrix factorisation: private user and shared item embeddings"

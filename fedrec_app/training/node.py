@@ -41,11 +41,10 @@ def fit_node(
     fit_private(model, start, rows, cohort, users, plan, plan.private_epochs, "private", serving=False)
     local = {name: tensor.clone() for name, tensor in start.items()}
     states = {name: optimizers.empty_state(plan.optimizer, t, rows=False) for name, t in local.items()}
-    losses, num_batches = 0.0, 0
+    losses = 0.0
     for epoch in range(plan.local_epochs):
         for batch, members in _mini_batches(cohort, users, plan, epoch, partition_id):
             losses += _step(model, local, states, start, rows, batch, members, plan)
-            num_batches += 1
     examples = int(cohort.train.lengths[users].sum())
     weight = {"examples": float(examples), "uniform": 1.0}.get(plan.weighting, float(len(users)))
     for name, tensor in local.items():
@@ -54,7 +53,7 @@ def fit_node(
         if name in sums.count:
             sums.count[name] += weight * np.any(delta.reshape(len(delta), -1) != 0, axis=1)
     sums.weight, sums.num_users, sums.num_examples = weight, len(users), examples
-    sums.loss = losses / max(num_batches, 1) * examples
+    sums.loss = losses / plan.local_epochs
     return sums
 
 
@@ -83,15 +82,15 @@ def _step(
         local[name], states[name] = optimizers.step(
             plan.optimizer, local[name], grad, states[name], plan.learning_rate, plan.weight_decay
         )
-    if model.solves_private:
-        return float(losses.detach().mean())
+    if model.solves_private or not plan.moves_private:
+        return float(losses.detach().sum())
     own = {}
     for name in names:
         scale = (len(losses) / units).reshape(-1, *([1] * (grads[name].ndim - 1)))
         own[name] = grads[name] * scale
     step_rows(plan, values, own_states, own)
     put(rows, members, values, own_states)
-    return float(losses.detach().mean())
+    return float(losses.detach().sum())
 
 
 def _mini_batches(

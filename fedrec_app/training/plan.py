@@ -30,7 +30,8 @@ class FitPlan:
         private_epochs: steps on private rows, shared parameters frozen, before the pass over the interactions
             (Federated Reconstruction, Singhal et al., NeurIPS 2021); private rows solved in closed form need none.
         num_negatives: drawn for each positive.
-        weight_decay: L2 on the rows in a mini-batch (a coupled decay, as SGD's).
+        weight_decay: L2 (decoupled for "adamw") on what a step moves: of item tables a user decays the rows that he
+            met, a pooled node all of them.
         proximal_mu: strength of FedProx's pull towards the shared parameters received.
     """
 
@@ -48,6 +49,12 @@ class FitPlan:
     num_negatives: int = 4
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
+
+    @property
+    def moves_private(self) -> bool:
+        """Whether private rows move with the shared parameters; reconstructed ones stay as the reconstruction left
+        them."""
+        return self.private_epochs == 0
 
     @classmethod
     def of(cls, train: TrainConfig, seed: int, server_round: int) -> FitPlan:

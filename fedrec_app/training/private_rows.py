@@ -121,7 +121,7 @@ def fit_private(
     if not names or len(users) == 0:
         return
     if model.solves_private:
-        for block in blocks(users, train.lengths[users]):
+        for block in blocks(users, np.maximum(train.lengths[users], model.embedding_dim)):
             for name, value in model.solve_private(train.select(block), serving).items():
                 rows[name][block] = value.detach().numpy()
         return

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedrec_app.data.cohort import Cohort
-from fedrec_app.models.base import Recommender
+from fedrec_app.models.base import Batch, Recommender
 from fedrec_app.seeding import rng
 from fedrec_app.training import batches, optimizers, sampling
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
@@ -76,7 +76,7 @@ def _one_step(
     sums: FitSums,
 ) -> None:
     """One full-batch gradient step a user: the sum of deltas is the gradient of the weighted sum of losses."""
-    names = model.private_names()
+    row_names, names = set(model.row_names()), model.private_names()
     base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
     samples, no_negatives = sampling.draw_epoch(
         base, 0, cohort.keys, cohort.train, cohort.never_negative, cohort.num_items, plan.num_negatives
@@ -91,28 +91,33 @@ def _one_step(
         losses = functional_call(model, {**local, **leaves}, (batch,))
         scale = torch.from_numpy(weights.astype(np.float32))
         grads = torch.autograd.grad((losses * scale).sum(), [*local.values(), *leaves.values()])
+        met = _met(model, batch, weights, cohort.num_items)
         for (name, tensor), grad in zip(local.items(), grads, strict=False):
-            total = grad.double().numpy() + plan.weight_decay * weights.sum() * tensor.detach().double().numpy()
+            total = grad.double().numpy()
+            if plan.weight_decay:
+                users_of = met.reshape(-1, *([1] * (tensor.ndim - 1))) if name in row_names else weights.sum()
+                total += plan.weight_decay * users_of * tensor.detach().double().numpy()
             sums.delta[name] -= plan.learning_rate * total
-        if plan.private_epochs == 0 and not model.solves_private:
+        if plan.moves_private and not model.solves_private:
             own = {
                 name: grad / scale.reshape(-1, *([1] * (grad.ndim - 1)))
                 for name, grad in zip(names, grads[len(local) :], strict=True)
             }
             step_rows(plan, values, states, own)
             put(rows, block, values, states)
-        _count(sums, batch, model, weights)
+        for name in sums.count:
+            sums.count[name] += met
         _tally(sums, weights, examples, losses.detach().double().numpy())
 
 
-def _count(sums: FitSums, batch: dict[str, Tensor], model: Recommender, weights: NDArray) -> None:
-    for name in sums.count:
-        if model.whole_catalog:
-            sums.count[name] += weights.sum()
-            continue
-        for unit, weight in enumerate(weights):
-            touched = batch["items"][unit][batch["weights"][unit] > 0].numpy()
-            sums.count[name][np.unique(touched)] += weight
+def _met(model: Recommender, batch: Batch, weights: NDArray[np.float64], num_items: int) -> NDArray[np.float64]:
+    """Returns (num_items,) the sum of the weights of the users whose batch holds the item."""
+    if model.whole_catalog:
+        return np.full(num_items, weights.sum())
+    met = np.zeros(num_items)
+    for unit, weight in enumerate(weights):
+        met[np.unique(batch["items"][unit][batch["weights"][unit] > 0].numpy())] += weight
+    return met
 
 
 def _tally(sums: FitSums, weights: NDArray, examples: NDArray[np.int64], losses: NDArray) -> None:
@@ -163,9 +168,10 @@ def _several_steps(
                 local[name], states[name] = optimizers.step(
                     plan.optimizer, tensor, grad, states[name], plan.learning_rate, plan.weight_decay
                 )
-            if not model.solves_private:
+            if plan.moves_private and not model.solves_private:
                 step_rows(plan, values, own_states, {name: grads[name] for name in names})
-            losses.append(float(loss.detach()))
+            positives = float((batch["weights"] * batch["labels"]).sum())
+            losses.append((float(loss.detach()), positives))
         put(rows, one, values, own_states)
         examples = cohort.train.lengths[one]
         weights = unit_weights(examples, plan.weighting)
@@ -177,7 +183,7 @@ def _several_steps(
                 sums.delta[name] += delta
         for name in sums.count:
             sums.count[name][met] += weights[0]
-        _tally(sums, weights, examples, np.array([np.mean(losses)]))
+        _tally(sums, weights, examples, np.array([sum(loss * n for loss, n in losses) / sum(n for _, n in losses)]))
 
 
 def _mini_batches(

@@ -157,6 +157,7 @@ class Nodes(Grid):
                 Said.NUM_USERS: UNITS,
                 Said.NUM_EXAMPLES: UNITS,
                 Said.QUARANTINED: 0,
+                Said.COHORT_SIZE: 1_000_000,
                 Said.CATALOG: "",
                 Said.MODEL: "",
             }

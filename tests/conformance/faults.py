@@ -197,17 +197,6 @@ class AlwaysTheSameNodes(RecStrategy):
         return messages
 
 
-class DividesByZero(RecStrategy):
-    """Does not think of rounds in which nobody trained."""
-
-    def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
-        given = list(updates)
-        weight = sum(update.weight for update in given)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {n: sum((u.delta(n) for u in given), np.zeros(p.shape)) / np.float64(weight)
-                    for n, p in params.items()}  # fmt: skip
-
-
 class Drifts(RecStrategy):
     """Decays the parameters at every step and does not say so."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from safetensors.numpy import load_file
 
 from fedrec_app import client_app
 from fedrec_app.config import RunConfig
-from fedrec_app.errors import FedrecError
+from fedrec_app.errors import DataError, FedrecError
 from fedrec_app.node_data import cohort
 from fedrec_app.records import from_record
 from fedrec_app.simulate import simulate
@@ -94,6 +95,26 @@ def test_the_last_gate_stops_an_array_that_is_not_shared() -> None:
     for name in ("user_embedding", "delta/user_embedding", "user-keys"):
         with pytest.raises(FedrecError, match="must not leave the node"):
             client_app._check_outgoing([name], Client())  # type: ignore[arg-type]
+
+
+def test_an_error_on_the_node_does_not_quote_its_data(tmp_path: Path) -> None:
+    @client_app._discreet
+    def train(message: Message, context: object) -> Message:
+        raise KeyError("user anna likes i0001")
+
+    @client_app._discreet
+    def query(message: Message, context: object) -> Message:
+        raise DataError("repeats user 'anna'")
+
+    node = {"partition-id": 0, "num-partitions": 1, "state-dir": str(tmp_path)}
+    context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
+    for handler, expected in ((train, "KeyError on the node"), (query, "data is not usable")):
+        with pytest.raises(FedrecError, match=expected) as caught:
+            handler(None, context)  # type: ignore[arg-type]
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "anna" not in str(caught.value)
+        assert caught.value.__suppress_context__
+        assert "likes" not in shown.split("raise FedrecError")[-1]
 
 
 def test_small_cohorts_keep_their_item_counts(tmp_path: Path) -> None:

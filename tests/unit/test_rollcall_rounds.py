@@ -72,9 +72,9 @@ class Nodes(LocalGrid):
             partition = partition_of(context)
             said = {
                 "partition-id": partition, "num-partitions": num_nodes, "num-users": 1, "num-examples": 10,
-                "catalog-hash": "catalog", "model-hash": "model", "num-quarantined": 0,
+                "catalog-hash": "catalog", "model-hash": "model", "num-quarantined": 0, "cohort-size": 1000,
             }  # fmt: skip
-            counts = {"stat/item-counts": np.array([partition, 1, 0], dtype=np.int64)}
+            counts = {"stat/item-counts": np.array([partition, 1, 9 - partition], dtype=np.int64)}
             reply = Reply("query", partition, 0, said, counts)
             change(reply)
             records = {CONFIG: ConfigRecord(reply.said), ARRAYS: to_record(reply.arrays)}
@@ -96,7 +96,10 @@ class Nodes(LocalGrid):
             server_round = int(message.content.config_records[CONFIG][Ask.ROUND])  # type: ignore[arg-type]
             reply = Reply("evaluate", partition_of(context), server_round, {}, metric_sums(found[server_round - 1]))
             change(reply)
-            records = {METRICS: MetricRecord({"num-examples": 1}), ARRAYS: to_record(reply.arrays)}
+            records = {
+                METRICS: MetricRecord({"num-examples": 1, "server-round": server_round}),
+                ARRAYS: to_record(reply.arrays),
+            }
             return Message(RecordDict(records), reply_to=message)
 
         super().__init__(app, {}, num_nodes, taps=[self._tap])
@@ -159,10 +162,13 @@ def test_members_come_in_the_order_of_partitions_with_what_they_said() -> None:
     [
         ({"catalog_hash": "c" * 64}, "its catalog-hash is cccccccccccc, this run's is catalog"),
         ({"model_hash": "m" * 64}, "its model-hash is mmmmmmmmmmmm, this run's is model"),
-        ({"num_users": -1}, "its numbers [1, 3, -1, 10, 0] are not whole numbers from 0 to 1e+09"),
-        ({"num_users": 1.5}, "its numbers [1, 3, 1.5, 10, 0] are not whole numbers from 0 to 1e+09"),
-        ({"partition_id": "one"}, "its numbers ['one', 3, 1, 10, 0] are not whole numbers from 0 to 1e+09"),
-        ({"num_examples": 2 * 10**9}, "its numbers [1, 3, 1, 2000000000, 0] are not whole numbers from 0 to 1e+09"),
+        ({"num_users": -1}, "its numbers [1, 3, -1, 10, 0, 1000] are not whole numbers from 0 to 1e+09"),
+        ({"num_users": 1.5}, "its numbers [1, 3, 1.5, 10, 0, 1000] are not whole numbers from 0 to 1e+09"),
+        ({"partition_id": "one"}, "its numbers ['one', 3, 1, 10, 0, 1000] are not whole numbers from 0 to 1e+09"),
+        (
+            {"num_examples": 2 * 10**9},
+            "its numbers [1, 3, 1, 2000000000, 0, 1000] are not whole numbers from 0 to 1e+09",
+        ),
     ],
 )
 def test_a_node_that_does_not_fit_is_refused_with_the_reason(said: dict[str, Any], reason: str) -> None:
@@ -270,7 +276,7 @@ def test_statistics_are_added_over_all_nodes() -> None:
     found = roster(statistics=["item-counts"])
     found.wait(Nodes(3), 1)
     assert found.withheld == 0
-    np.testing.assert_array_equal(found.sums["item-counts"], [0 + 1 + 2, 3, 0])
+    np.testing.assert_array_equal(found.sums["item-counts"], [0 + 1 + 2, 3, 9 + 8 + 7])
 
 
 def _statistic(value: Any) -> Callable[[Reply], None]:
