@@ -23,7 +23,7 @@ from fedrec_app.simulate import simulate
 
 ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     "`mf`, shipped defaults": (3, {}),
-    "`mf`, equal weights in serving": (3, {"model.options": '{"recency": 0}'}),
+    "`mf`, equal weights in serving": (1, {"model.options": '{"recency": 0}', "evaluate.every": 5}),
     "`mf`, sampled negatives (`loss = bce`)": (
         1,
         {
