@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ def even_parts(work: NDArray[np.integer], num_parts: int | None = None) -> list[
         return []
     aims = done[-1] * np.arange(1, num_parts) / num_parts
     edges = np.unique(np.concatenate([[0], np.searchsorted(done, aims) + 1, [len(done)]]).clip(max=len(done)))
-    return [(int(start), int(stop)) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [(int(start), int(stop)) for start, stop in pairwise(edges)]
 
 
 def in_threads(function: Callable[[int, int], Result], parts: list[tuple[int, int]]) -> list[Result]:
