@@ -71,6 +71,7 @@ class TrainConfig(Section, frozen=True):
     private_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
     num_negatives: Auto | Annotated[int, Field(ge=0)] = "auto"
     weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 
 
 class StrategyConfig(Section, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ class Cohort:
     never_negative: Histories
     ordered: bool = True
 
-    @property
+    @cached_property
     def keys(self) -> NDArray[np.uint64]:
         """(num_users,) what stands for each user in random streams, the same on every node."""
         return np.array([user_key(user) for user in self.user_ids], dtype=np.uint64)

@@ -53,7 +53,7 @@ class Histories:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(num_users,) number of items of each user."""
-        return np.diff(self.indptr)
+        return self.indptr[1:] - self.indptr[:-1]
 
     def rows(self) -> NDArray[np.int64]:
         """Returns (num_rows,) the user of each entry of `items`."""
@@ -65,11 +65,26 @@ class Histories:
         Args:
             users: (num_selected,) positions of users.
         """
+        rows = as_range(users)
+        if isinstance(rows, slice):
+            found = self.between(rows.start, rows.stop)
+            return Histories(found.indptr, found.items.copy())
         lengths = self.lengths[users]
         indptr = np.zeros(len(users) + 1, dtype=np.int64)
         np.cumsum(lengths, out=indptr[1:])
-        offsets = np.arange(indptr[-1]) - np.repeat(indptr[:-1], lengths)
-        return Histories(indptr, self.items[np.repeat(self.indptr[users], lengths) + offsets])
+        return Histories(
+            indptr, self.items[np.arange(indptr[-1]) + np.repeat(self.indptr[users] - indptr[:-1], lengths)]
+        )
+
+    def between(self, start: int, stop: int) -> Histories:
+        """Returns the lists of users `start` to `stop - 1`, as views.
+
+        Args:
+            start: position of the first user.
+            stop: position after the last one, at least `start`.
+        """
+        indptr = self.indptr[start : stop + 1]
+        return Histories(indptr - indptr[0], self.items[indptr[0] : indptr[-1]])
 
     def followed_by(self, later: Histories) -> Histories:
         """Returns for every user his list followed by his list in `later`.
@@ -79,14 +94,27 @@ class Histories:
         """
         if len(later) != len(self):
             raise ValueError(f"histories of {len(self)} and {len(later)} users do not match")
-        users = np.concatenate([self.rows(), later.rows()])
-        return Histories.from_rows(users, np.concatenate([self.items, later.items]), len(self))
+        items = np.empty(len(self.items) + len(later.items), dtype=np.int64)
+        items[np.arange(len(self.items)) + np.repeat(later.indptr[:-1], self.lengths)] = self.items
+        items[np.arange(len(later.items)) + np.repeat(self.indptr[1:], later.lengths)] = later.items
+        return Histories(self.indptr + later.indptr, items)
 
     def matrix(self, num_items: int) -> NDArray[np.bool_]:
         """Returns (num_users, num_items) whether the user has the item: for blocks of users, not for all of them."""
         dense = np.zeros((len(self), num_items), dtype=np.bool_)
         dense[self.rows(), self.items] = True
         return dense
+
+
+def as_range(users: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Returns positions that follow each other as a slice, which selects without copying; others as they are.
+
+    Args:
+        users: (num_selected,) positions, none negative.
+    """
+    if len(users) and users[-1] - users[0] == len(users) - 1 and (users[1:] - users[:-1] == 1).all():
+        return slice(int(users[0]), int(users[-1]) + 1)
+    return users
 
 
 def recency_weights(lengths: NDArray[np.int64], longest: int, recency: float) -> NDArray[np.float64]:

@@ -20,20 +20,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from fedrec_app import splitmix
 from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
-from fedrec_app.seeding import rng, torch_seed
+from fedrec_app.seeding import stream_key, torch_seed
 
 Batch = dict[str, Tensor]
 UserState = dict[str, Tensor]
@@ -46,6 +50,23 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class Factorization:
+    """A model that is the dot product of two embeddings and nothing else.
+
+    Attributes:
+        user: name of the private parameter, (num_users, d).
+        item: name of the shared parameter, (num_items, d).
+        unobserved_weight: of all items in the all-items loss (see models/mf.py); None: the loss is `pointwise_loss`.
+        regularization: of the all-items loss.
+    """
+
+    user: str
+    item: str
+    unobserved_weight: float | None = None
+    regularization: float = 0.0
+
+
 class Recommender(nn.Module):
     """A torch model whose parameters are shared, or private with one row a user.
 
@@ -56,6 +77,7 @@ class Recommender(nn.Module):
         whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch.
         solves_private: `solve_private` gives private rows in closed form; they are then solved anew and never stored.
         couples_users: a user's loss depends on other users of the node; refused with `train.unit = "user"`.
+        factorization: says that the model is one that compiled loops can train.
         recipe: setting -> the model's own value, for every setting left at "auto".
         Options: the schema of `model.options`.
 
@@ -69,6 +91,7 @@ class Recommender(nn.Module):
     sampling: ClassVar[Sampling] = "pointwise"
     whole_catalog: bool = False
     solves_private: bool = False
+    factorization: Factorization | None = None
     couples_users: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Scalar]] = {}
     Options: ClassVar[type[ModelOptions]] = ModelOptions
@@ -153,15 +176,21 @@ def pointwise_loss(logits: Tensor, batch: Batch) -> Tensor:
 
 def initialise(model: Recommender, catalog: Catalog, cohort: Cohort | None, seed: int) -> Recommender:
     """Returns the model bound, with shared parameters drawn from the seed and private rows from (seed, user)."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it walks every device's generator, which costs more than small models do.
-        torch.default_generator.manual_seed(torch_seed(seed, "shared-parameters"))
-        model.bind(catalog, cohort)
+    bind(model, catalog, cohort, seed)
     if cohort is not None:
         rows = initial_private(model, cohort.keys, seed)
         with torch.no_grad():
             for name, value in rows.items():
                 model.get_parameter(name).copy_(torch.from_numpy(value))
+    return model
+
+
+def bind(model: Recommender, catalog: Catalog, cohort: Cohort | None, seed: int) -> Recommender:
+    """Returns the model bound, with whatever it draws drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it walks every device's generator, which costs more than small models do.
+        torch.default_generator.manual_seed(torch_seed(seed, "shared-parameters"))
+        model.bind(catalog, cohort)
     return model
 
 
@@ -173,13 +202,47 @@ def initial_private(model: Recommender, keys: NDArray[np.uint64], seed: int) -> 
         keys: (num_users,) keys of users.
         seed: the run's.
     """
-    shapes = {name: tuple(model.get_parameter(name).shape[1:]) for name in model.private_names()}
-    rows = {name: np.empty((len(keys), *shape), dtype=np.float32) for name, shape in shapes.items()}
-    for position, key in enumerate(keys):
-        generator = rng(seed, "private-parameters", int(key))
-        for name, shape in shapes.items():
-            rows[name][position] = generator.normal(0.0, model.private_std(), size=shape)
+    rows = {}
+    for name in model.private_names():
+        shape = model.get_parameter(name).shape[1:]
+        base = np.uint64(stream_key(seed, "private-parameters", name) & (2**64 - 1))
+        numbers = np.empty((len(keys), shape.numel()), dtype=np.float32)
+        _draw_normal(base, keys, model.private_std(), numbers)
+        rows[name] = numbers.reshape(len(keys), *shape)
     return rows
+
+
+@njit(cache=True, nogil=True)
+def _draw_normal(base: np.uint64, keys: NDArray[np.uint64], std: float, numbers: NDArray[np.float32]) -> None:
+    """Fills (num_users, n) normal numbers, a row from each user's stream (Box & Muller, Ann. Math. Stat., 1958)."""
+    for user in range(len(keys)):
+        state = splitmix.stream_start(base, 0, keys[user])
+        for n in range(numbers.shape[1]):
+            state += splitmix.GOLDEN
+            radius = math.sqrt(-2.0 * math.log(1.0 - splitmix.uniform(state)))
+            state += splitmix.GOLDEN
+            numbers[user, n] = std * radius * math.cos(2.0 * math.pi * splitmix.uniform(state))
+
+
+def with_parameters(model: Recommender, values: Mapping[str, Tensor]) -> Recommender:
+    """Returns a copy of a bound model with these parameters and with buffers of its own.
+
+    Args:
+        model: not changed; its other attributes are shared with the copy.
+        values: every parameter, by name; used as they are, so what is done to the copy is done to them.
+    """
+    own: dict[int, Any] = {id(buffer): buffer.clone() for buffer in model.buffers()}
+    for name, parameter in model.named_parameters():
+        own[id(parameter)] = nn.Parameter(values[name], parameter.requires_grad)
+    modules = list(model.modules())
+    own |= {id(module): object.__new__(type(module)) for module in modules}
+    # By identity, so that what the model has under two names stays one thing.
+    for module in modules:
+        state = dict(vars(module))
+        for kind in ("_parameters", "_buffers", "_modules"):
+            state[kind] = {name: own.get(id(member)) for name, member in state[kind].items()}
+        vars(own[id(module)]).update(state)
+    return own[id(model)]
 
 
 def model_hash(model: Recommender) -> str:

@@ -24,7 +24,8 @@ from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories, recency_weights
-from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState, pointwise_loss
+from fedrec_app.models.base import Batch, Factorization, ModelOptions, Recommender, UserState, pointwise_loss
+from fedrec_app.models.ridge import ridge_rows
 
 
 class MatrixFactorization(Recommender):
@@ -62,6 +63,8 @@ class MatrixFactorization(Recommender):
     def __init__(self, embedding_dim: int, options: Options) -> None:
         super().__init__(embedding_dim, options)
         self.whole_catalog = self.solves_private = options.loss == "all-items"
+        everything = (options.unobserved_weight, options.regularization) if self.whole_catalog else ()
+        self.factorization = Factorization("user_embedding", "item_embedding", *everything)
         self._ordered = True
 
     def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
@@ -94,7 +97,8 @@ class MatrixFactorization(Recommender):
         unobserved weight and l the regularisation, 1/2 [sum_S (1 - p.v)^2 + a sum_all (p.v)^2 + l sum_all (1[S] +
         a) (|v|^2 + |p|^2)].
         """
-        users, mine = self.user_embedding[batch["user"]], self.item_embedding[batch["items"]]
+        users = self.user_embedding[batch["user"]]
+        mine = nn.functional.embedding(batch["items"], self.item_embedding)
         logits = (mine @ users[:, :, None])[..., 0]
         if self.options.loss == "bce":
             return pointwise_loss(logits, batch)
@@ -121,12 +125,21 @@ class MatrixFactorization(Recommender):
         a, l2 = self.options.unobserved_weight, self.options.regularization
         lengths = histories.lengths
         longest = int(lengths.max(initial=0))
-        weights = torch.from_numpy(recency_weights(lengths, longest, self.recency() if serving else 0.0)).float()
+        recency = self.recency() if serving else 0.0
+        if table.device.type == "cpu":
+            back = recency_weights(np.array([longest]), longest, recency)[0, ::-1]
+            return {"user_embedding": torch.from_numpy(ridge_rows(table.numpy(), histories, back, a, l2))}
+        weights = torch.from_numpy(recency_weights(lengths, longest, recency)).float().to(table.device)
         items = np.zeros((len(lengths), longest), dtype=np.int64)
         items[np.arange(longest)[None, :] < lengths[:, None]] = histories.items
-        mine = table[torch.from_numpy(items)]
-        weighted = mine * weights[:, :, None]
-        ridge = l2 * (weights.sum(1) + a * len(table))
-        grams = weighted.transpose(1, 2) @ mine + a * table.T @ table
-        grams = grams + ridge[:, None, None] * torch.eye(self.embedding_dim)
-        return {"user_embedding": torch.linalg.solve(grams, weighted.sum(1))}
+        return {"user_embedding": _ridge_rows(table, torch.from_numpy(items).to(table.device), weights, a, l2)}
+
+
+def _ridge_rows(table: Tensor, items: Tensor, weights: Tensor, a: float, l2: float) -> Tensor:
+    """Returns what `ridge_rows` returns, on any device: (B, n) items of each user and their weights, 0 is padding."""
+    mine = table[items]
+    weighted = mine * weights[:, :, None]
+    grams = weighted.transpose(1, 2) @ mine + a * table.T @ table
+    ridge = l2 * (weights.sum(1) + a * len(table))
+    grams = grams + ridge[:, None, None] * torch.eye(table.shape[1], device=table.device)
+    return torch.linalg.solve(grams, weighted.sum(1))

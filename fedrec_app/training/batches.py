@@ -41,28 +41,27 @@ def make(
     }
 
 
+def to(batch: Batch, device: str) -> Batch:
+    """Returns the batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def whole_users(
-    samples: NDArray[np.int64],
-    train: Histories,
-    no_negatives: NDArray[np.bool_],
-    users: NDArray[np.int64],
-    recency: float = 0.0,
+    samples: NDArray[np.int64], train: Histories, no_negatives: NDArray[np.bool_], recency: float = 0.0
 ) -> Batch:
-    """Returns the batch whose units are these users, each with all his samples, padded with weight 0.
+    """Returns the batch whose units are users, each with all his samples, padded with weight 0.
 
     Args:
-        samples: (num_rows, 1 + k) samples of all users, as `draw_epoch` returns them (unshuffled for `recency`).
+        samples: (num_rows, 1 + k) samples, as `draw_epoch` returns them (unshuffled for `recency`).
         train: whose rows the samples follow.
         no_negatives: (num_users,) see `make`.
-        users: (B,) the users of this batch; "user" in the batch is their place here.
         recency: exponent of `recency_weights`, scaled to mean 1 a user; 0 weighs all alike.
     """
-    lengths = train.lengths[users]
+    lengths = train.lengths
     longest = int(lengths.max(initial=0))
     filled = np.arange(longest)[None, :] < lengths[:, None]
-    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    items = np.zeros((len(users), longest, samples.shape[1]), dtype=np.int64)
-    items[filled] = samples[np.repeat(train.indptr[users], lengths) + offsets]
+    items = np.zeros((len(lengths), longest, samples.shape[1]), dtype=np.int64)
+    items[filled] = samples
     weights = recency_weights(lengths, longest, recency)
     weights *= (lengths / np.maximum(weights.sum(1), 1e-12))[:, None]
-    return make(np.arange(len(users)), items, weights.astype(np.float32), no_negatives[users], np.ones(len(users)))
+    return make(np.arange(len(lengths)), items, weights.astype(np.float32), no_negatives, np.ones(len(lengths)))

@@ -32,7 +32,7 @@ def fit_node(
         plan: what to do; a mini-batch holds `batch_size` positives of any users (0: 1024).
         partition_id: of the node, for the order of mini-batches.
     """
-    start = load_shared(model, shared)
+    start = load_shared(model, shared, plan.device)
     counted = model.row_names() if plan.weighting == "rows" else []
     sums = FitSums.zeros(shared, counted)
     users = participants(cohort, plan)
@@ -48,7 +48,7 @@ def fit_node(
     examples = int(cohort.train.lengths[users].sum())
     weight = {"examples": float(examples), "uniform": 1.0}.get(plan.weighting, float(len(users)))
     for name, tensor in local.items():
-        delta = (tensor - start[name]).double().numpy()
+        delta = (tensor - start[name]).cpu().double().numpy()
         sums.delta[name] += weight * delta
         if name in sums.count:
             sums.count[name] += weight * np.any(delta.reshape(len(delta), -1) != 0, axis=1)
@@ -68,13 +68,14 @@ def _step(
     plan: FitPlan,
 ) -> float:
     names = model.private_names()
-    values, own_states = take(rows, names, members)
+    values, own_states = take(rows, names, members, plan.device)
     leaves = {name: t.detach().requires_grad_(True) for name, t in {**local, **values}.items()}
+    units = torch.bincount(batch["user"], minlength=len(members)).float().to(plan.device)
+    batch = batches.to(batch, plan.device)
     losses = functional_call(model, leaves, (batch,))
     # Shared parameters follow the mean over units; a private row follows the mean over its own units, however many
     # share the mini-batch.
     grads = dict(zip(leaves, torch.autograd.grad(losses.mean(), list(leaves.values())), strict=True))
-    units = torch.bincount(batch["user"], minlength=len(members)).float()
     for name in local:
         grad = grads[name]
         if plan.proximal_mu:
@@ -83,14 +84,14 @@ def _step(
             plan.optimizer, local[name], grad, states[name], plan.learning_rate, plan.weight_decay
         )
     if model.solves_private or not plan.moves_private:
-        return float(losses.detach().sum())
+        return float(losses.detach().sum().cpu())
     own = {}
     for name in names:
         scale = (len(losses) / units).reshape(-1, *([1] * (grads[name].ndim - 1)))
         own[name] = grads[name] * scale
     step_rows(plan, values, own_states, own)
     put(rows, members, values, own_states)
-    return float(losses.detach().sum())
+    return float(losses.detach().sum().cpu())
 
 
 def _mini_batches(

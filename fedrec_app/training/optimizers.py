@@ -34,7 +34,7 @@ def step(
     if optimizer != "adamw" and weight_decay:
         grad = grad + weight_decay * param
     if optimizer == "sgd":
-        return param - learning_rate * grad, state
+        return torch.sub(param, grad, alpha=learning_rate), state
     t = state["t"] + 1
     m = 0.9 * state["m"] + 0.1 * grad
     v = 0.999 * state["v"] + 0.001 * grad * grad

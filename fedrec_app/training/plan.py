@@ -33,6 +33,9 @@ class FitPlan:
         weight_decay: L2 (decoupled for "adamw") on what a step moves: of item tables a user decays the rows that he
             met, a pooled node all of them.
         proximal_mu: strength of FedProx's pull towards the shared parameters received.
+        clip_norm: bound on the L2 norm of each user's delta over all shared parameters, before it is weighted, by
+            Opacus' factor min(1, clip_norm / (norm + 1e-6)); 0: none.
+        device: where torch computes.
     """
 
     seed: int
@@ -49,6 +52,8 @@ class FitPlan:
     num_negatives: int = 4
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
+    clip_norm: float = 0.0
+    device: str = "cpu"
 
     @property
     def moves_private(self) -> bool:

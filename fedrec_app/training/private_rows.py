@@ -17,9 +17,12 @@ from torch.func import functional_call
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.models.base import Recommender
 from fedrec_app.training import batches, optimizers, sampling
+from fedrec_app.training.fused_fold_in import folds_in, fused_fold_in
 from fedrec_app.training.plan import Arrays, FitPlan
 
-BLOCK_CELLS = 1 << 17
+CPU_CELLS, GPU_CELLS = 1 << 15, 1 << 22
+"""Cells of a padded batch, one item each: on a CPU what they are multiplied with still lies in its caches, a GPU
+wants enough to be busy with."""
 _MARK = ":"
 
 
@@ -39,15 +42,15 @@ def with_optimizer_state(rows: Arrays, optimizer: str) -> Arrays:
 
 
 def take(
-    rows: Arrays, names: list[str], users: NDArray[np.int64]
+    rows: Arrays, names: list[str], users: NDArray[np.int64], device: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Returns copies of the private rows of these users, and of their optimiser states, by parameter name."""
-    values = {name: torch.from_numpy(rows[name][users]) for name in names}
+    values = {name: torch.from_numpy(rows[name][users]).to(device) for name in names}
     states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, array in rows.items():
         name, mark, part = key.partition(_MARK)
         if mark and name in states:
-            states[name][part] = torch.from_numpy(array[users])
+            states[name][part] = torch.from_numpy(array[users]).to(device)
     return values, states
 
 
@@ -56,9 +59,9 @@ def put(
 ) -> None:
     """Writes rows and states back, in place."""
     for name, value in values.items():
-        rows[name][users] = value.detach().numpy()
+        rows[name][users] = value.detach().cpu().numpy()
         for part, tensor in states[name].items():
-            rows[f"{name}{_MARK}{part}"][users] = tensor.detach().numpy()
+            rows[f"{name}{_MARK}{part}"][users] = tensor.detach().cpu().numpy()
 
 
 def step_rows(
@@ -74,17 +77,19 @@ def step_rows(
         )
 
 
-def blocks(users: NDArray[np.int64], cells: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def blocks(users: NDArray[np.int64], cells: NDArray[np.int64], device: str = "cpu") -> Iterator[NDArray[np.int64]]:
     """Yields users in blocks that padded batches of bounded size can hold, users of like length together.
 
     Args:
         users: (num_users,) positions.
         cells: (num_users,) batch cells that each of them needs.
+        device: where the batches are computed.
     """
+    most = CPU_CELLS if device == "cpu" else GPU_CELLS
     order = np.argsort(cells, kind="stable")
     start = 0
     for stop in range(1, len(order) + 1):
-        full = stop == len(order) or (stop + 1 - start) * cells[order[stop]] > BLOCK_CELLS
+        full = stop == len(order) or (stop + 1 - start) * cells[order[stop]] > most
         if full:
             yield users[order[start:stop]]
             start = stop
@@ -121,21 +126,27 @@ def fit_private(
     if not names or len(users) == 0:
         return
     if model.solves_private:
-        for block in blocks(users, np.maximum(train.lengths[users], model.embedding_dim)):
+        for block in blocks(users, np.maximum(train.lengths[users], model.embedding_dim), plan.device):
             for name, value in model.solve_private(train.select(block), serving).items():
-                rows[name][block] = value.detach().numpy()
+                rows[name][block] = value.cpu().numpy()
+        return
+    if epochs == 0:
         return
     base = sampling.sampling_base(plan.seed, plan.server_round, purpose)
     recency = model.recency() if serving else 0.0
-    for epoch in range(epochs):
-        samples, no_negatives = sampling.draw_epoch(
-            base, epoch, cohort.keys, train, cohort.never_negative, cohort.num_items, plan.num_negatives, shuffle=False
-        )
-        for block in blocks(users, train.lengths[users] * (1 + plan.num_negatives)):
-            batch = batches.whole_users(samples, train, no_negatives, block, recency)
-            values, states = take(rows, names, block)
-            leaves = {name: value.requires_grad_(True) for name, value in values.items()}
+    if folds_in(model, plan):
+        fused_fold_in(model, shared, rows, cohort, users, plan, epochs, base, recency)
+        return
+    for block in blocks(users, train.lengths[users] * (1 + plan.num_negatives), plan.device):
+        own, never = train.select(block), cohort.never_negative.select(block)
+        values, states = take(rows, names, block, plan.device)
+        for epoch in range(epochs):
+            samples, no_negatives = sampling.draw_epoch(
+                base, epoch, cohort.keys[block], own, never, cohort.num_items, plan.num_negatives, shuffle=False
+            )
+            batch = batches.to(batches.whole_users(samples, own, no_negatives, recency), plan.device)
+            leaves = {name: value.detach().requires_grad_(True) for name, value in values.items()}
             loss = functional_call(model, {**shared, **leaves}, (batch,))
             grads = torch.autograd.grad(loss.sum(), list(leaves.values()))
             step_rows(plan, values, states, dict(zip(names, grads, strict=True)))
-            put(rows, block, values, states)
+        put(rows, block, values, states)

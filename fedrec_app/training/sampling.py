@@ -12,46 +12,38 @@ from numpy.typing import NDArray
 
 from fedrec_app.data.histories import Histories
 from fedrec_app.seeding import stream_key
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-@njit(cache=True, inline="always")
-def _mix(z: np.uint64) -> np.uint64:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+from fedrec_app.splitmix import GOLDEN, below, stream_start, uniform
 
 
-@njit(cache=True, inline="always")
-def below(state: np.uint64, bound: int) -> int:
-    """Returns a whole number below `bound` from 64 random bits (multiply-shift on the upper 32; bias below 2^-32 *
-    bound)."""
-    return int(((_mix(state) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+@njit(cache=True, nogil=True)
+def ban(items: NDArray[np.int64], marks: NDArray[np.int32], stamp: np.int32) -> int:
+    """Returns how many items a user may draw as negatives, having put his stamp on the others."""
+    allowed = len(marks)
+    for item in items:
+        if marks[item] != stamp:
+            marks[item] = stamp
+            allowed -= 1
+    return allowed
 
 
-@njit(cache=True, inline="always")
-def stream_start(base: np.uint64, epoch: int, key: np.uint64) -> np.uint64:
-    """Returns where the stream of (base, epoch, user) starts."""
-    return _mix(_mix(base ^ key) + _GOLDEN * np.uint64(epoch + 1))
-
-
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def user_epoch(
     start: np.uint64,
     positives: NDArray[np.int64],
-    banned: NDArray[np.bool_],
+    marks: NDArray[np.int32],
+    stamp: np.int32,
     num_allowed: int,
     num_negatives: int,
     shuffle: bool,
-    items: NDArray[np.int64],
+    items: NDArray[np.integer],
 ) -> None:
     """Fills one user's epoch: shuffled positives, each followed by its negatives.
 
     Args:
         start: from `stream_start`.
         positives: (n,) the user's training items.
-        banned: (num_items,) items that are never negatives of this user.
+        marks: (num_items,) `stamp` at items that are never negatives of this user; see `ban`.
+        stamp: of this user.
         num_allowed: how many items are not banned; with none, the negatives repeat the positive (and weigh nothing).
         num_negatives: k, drawn for each positive, uniformly and with replacement.
         shuffle: whether positives are shuffled; else they stay oldest first.
@@ -59,11 +51,11 @@ def user_epoch(
     """
     state = start
     n = len(positives)
-    num_items = len(banned)
+    num_items = len(marks)
     for i in range(n):
         items[i, 0] = positives[i]
     for i in range(n - 1 if shuffle else 0, 0, -1):
-        state += _GOLDEN
+        state += GOLDEN
         j = below(state, i + 1)
         items[i, 0], items[j, 0] = items[j, 0], items[i, 0]
     for i in range(n):
@@ -72,14 +64,14 @@ def user_epoch(
                 items[i, 1 + k] = items[i, 0]
                 continue
             while True:
-                state += _GOLDEN
+                state += GOLDEN
                 candidate = below(state, num_items)
-                if not banned[candidate]:
+                if marks[candidate] != stamp:
                     items[i, 1 + k] = candidate
                     break
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _fill(
     base: np.uint64,
     epoch: int,
@@ -94,31 +86,40 @@ def _fill(
     out: NDArray[np.int64],
     full: NDArray[np.bool_],
 ) -> None:
-    banned = np.zeros(num_items, dtype=np.bool_)
+    marks = np.zeros(num_items, dtype=np.int32)
     for u in range(len(keys)):
-        mine = banned_items[banned_indptr[u] : banned_indptr[u + 1]]
-        allowed = num_items
-        for item in mine:
-            if not banned[item]:
-                banned[item] = True
-                allowed -= 1
+        stamp = np.int32(u + 1)
+        allowed = ban(banned_items[banned_indptr[u] : banned_indptr[u + 1]], marks, stamp)
         full[u] = allowed == 0
         user_epoch(
             stream_start(base, epoch, keys[u]),
             positives[indptr[u] : indptr[u + 1]],
-            banned,
+            marks,
+            stamp,
             allowed,
             num_negatives,
             shuffle,
             out[indptr[u] : indptr[u + 1]],
         )
-        for item in mine:
-            banned[item] = False
 
 
 def sampling_base(seed: int, server_round: int, purpose: str) -> np.uint64:
     """Returns 64 bits for (seed, round, purpose); users and epochs are mixed in by `draw_epoch`."""
     return np.uint64(stream_key(seed, "samples", purpose, server_round) & (2**64 - 1))
+
+
+@njit(cache=True, nogil=True)
+def one_number(base: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Returns (num_users,) one number from [0, 1) a user.
+
+    Args:
+        base: from `sampling_base`.
+        keys: (num_users,) keys of users.
+    """
+    numbers = np.empty(len(keys))
+    for u in range(len(keys)):
+        numbers[u] = uniform(stream_start(base, 0, keys[u]))
+    return numbers
 
 
 def draw_epoch(
@@ -152,3 +153,35 @@ def draw_epoch(
         num_items, num_negatives, shuffle, out, full,
     )  # fmt: skip
     return out, full
+
+
+@njit(cache=True, nogil=True)
+def rename(
+    samples: NDArray[np.int64], indptr: NDArray[np.int64], epochs: int, num_items: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the items that each group of rows holds, compressed as in `Histories`; items in `samples` become their
+    place in their group's list.
+
+    Args:
+        samples: (epochs * num_rows, 1 + k) samples of one epoch after the other; changed in place.
+        indptr: (num_groups + 1,) where the rows of each group lie within an epoch.
+        epochs: how many there are.
+        num_items: size of the catalog.
+    """
+    rows, width = indptr[-1], samples.shape[1]
+    stamps, place = np.zeros(num_items, np.int64), np.empty(num_items, np.int64)
+    ends, met = np.zeros(len(indptr), np.int64), np.empty(samples.size, np.int64)
+    total = 0
+    for user in range(len(indptr) - 1):
+        for epoch in range(epochs):
+            for row in range(epoch * rows + indptr[user], epoch * rows + indptr[user + 1]):
+                for column in range(width):
+                    item = samples[row, column]
+                    if stamps[item] != user + 1:
+                        stamps[item] = user + 1
+                        place[item] = total - ends[user]
+                        met[total] = item
+                        total += 1
+                    samples[row, column] = place[item]
+        ends[user + 1] = total
+    return ends, met[:total].copy()

@@ -40,15 +40,17 @@ def scorer(
         epochs: steps of the fold-in.
         purpose: keeps its samples apart from those of others.
     """
-    tensors = load_shared(model, shared)
+    tensors = load_shared(model, shared, plan.device)
     fit_private(model, tensors, rows, cohort, users, plan, epochs, purpose, serving=True)
     with torch.no_grad():
         for name in model.private_names():
             model.get_parameter(name).copy_(torch.from_numpy(rows[name]))
-    items = torch.arange(cohort.num_items)
+    items = torch.arange(cohort.num_items, device=plan.device)
 
     def scores(chosen: NDArray[np.int64]) -> Tensor:
         with torch.no_grad():
-            return model.score(model.encode(cohort.train.select(chosen), torch.from_numpy(chosen)), items)
+            return model.score(
+                model.encode(cohort.train.select(chosen), torch.from_numpy(chosen).to(plan.device)), items
+            )
 
     return scores

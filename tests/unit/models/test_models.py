@@ -10,12 +10,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedrec_app.config import RunConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
-from fedrec_app.models.base import Batch, Recommender, initial_private, initialise
+from fedrec_app.errors import ConfigError
+from fedrec_app.models.base import Batch, Recommender, initial_private, initialise, with_parameters
 from fedrec_app.models.mf import MatrixFactorization
 from fedrec_app.models.neumf import NeuMF
+from fedrec_app.node_data import unbound_model
 from fedrec_app.training.batches import make as make_batch
 from fedrec_app.training.batches import whole_users
 
@@ -68,8 +71,8 @@ def drawn_samples(users: Cohort, num_negatives: int) -> NDArray[np.int64]:
 
 
 def batch_of(users: Cohort, num_negatives: int = 2) -> Batch:
-    everyone, samples = np.arange(len(users)), drawn_samples(users, num_negatives)
-    return in_float64(whole_users(samples, users.train, np.zeros(len(users), dtype=bool), everyone))
+    samples = drawn_samples(users, num_negatives)
+    return in_float64(whole_users(samples, users.train, np.zeros(len(users), dtype=bool)))
 
 
 def unit_of(user: int, samples: NDArray[np.int64], share: float) -> Batch:
@@ -153,6 +156,72 @@ def test_new_private_rows_have_the_spread_that_the_options_name(case: str) -> No
     for rows in initial_private(model, np.arange(2000, dtype=np.uint64), seed=0).values():
         assert rows.mean() == pytest.approx(0.0, abs=0.05 * model.options.init_std)
         assert rows.std() == pytest.approx(model.options.init_std, rel=0.05)
+
+
+def test_new_private_rows_are_the_same_numbers_in_every_version() -> None:
+    rows = initial_private(bound("neumf", cohort()), np.array([1, 2**63], dtype=np.uint64), seed=0)
+    np.testing.assert_allclose(rows["user_gmf"][0], [-0.02460319, 0.27158529, 0.07518705], rtol=1e-6)
+    np.testing.assert_allclose(rows["user_mlp"][1], [0.1196178, 0.02976023, 0.06800321], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_copy_with_other_parameters_computes_with_them_and_leaves_the_model_alone(case: str) -> None:
+    users = cohort()
+    model, other = grown(case, users), bound(case, users).double()
+    before = {name: parameter.detach().clone() for name, parameter in other.named_parameters()}
+    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    twin = with_parameters(other, values)
+    torch.testing.assert_close(twin.loss(batch_of(users)), model.loss(batch_of(users)), rtol=0, atol=0)
+    assert twin.shared_names() == model.shared_names()
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.add_(1.0)
+            torch.testing.assert_close(values[name], model.get_parameter(name) + 1.0, rtol=0, atol=0)
+            torch.testing.assert_close(other.get_parameter(name), before[name], rtol=0, atol=0)
+
+
+class Tied(Recommender):
+    """One layer and one parameter under two names each, a buffer, and something else."""
+
+    def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
+        self.one = self.two = torch.nn.Linear(2, 2)
+        self.table = torch.nn.Parameter(torch.ones(2, 2))
+        self.one.weight = self.table
+        self.register_buffer("seen", torch.zeros(2))
+        self.register_parameter("absent", None)
+        self.note = ["shared"]
+
+
+def test_what_a_model_has_under_two_names_stays_one_thing_in_a_copy() -> None:
+    model = Tied(2, None)
+    model.bind(Catalog.of_ids(["a"]), None)
+    twin = with_parameters(model, {name: p.detach() + 1 for name, p in model.named_parameters()})
+    assert isinstance(twin, Tied)
+    assert twin.one is twin.two
+    assert twin.one is not model.one
+    assert twin.one.weight is twin.table
+    assert twin.absent is None
+    torch.testing.assert_close(twin.one(torch.ones(2)), torch.full((2,), 4.0) + model.one.bias + 1)
+    twin.seen += 1
+    assert model.seen.tolist() == [0, 0]
+    assert twin.note is model.note
+    twin.eval()
+    assert model.training
+
+
+class Coupled(MatrixFactorization):
+    """A model whose users are trained together."""
+
+    couples_users = True
+
+
+def test_a_model_that_couples_users_is_refused_where_each_trains_alone() -> None:
+    asked = {"model.name": "tests.unit.models.test_models:Coupled", "train.unit": "user"}
+    settings = RunConfig.from_flat(asked).resolve(Coupled.recipe)
+    with pytest.raises(ConfigError, match=r'it needs train\.unit = "node", not "user"'):
+        unbound_model(settings)
+    pooled = settings.model_copy(update={"train": settings.train.model_copy(update={"unit": "node"})})
+    assert isinstance(unbound_model(pooled), Coupled)
 
 
 def test_the_all_items_loss_is_the_sum_over_every_item() -> None:

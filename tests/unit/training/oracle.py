@@ -1,5 +1,5 @@
 """The slow, obvious local training that every engine must equal: one torch model a user, torch autograd,
-torch.optim."""
+torch.optim, all in float64 (in float32 the difference of parameters would be less exact than what it judges)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
-from fedrec_app.models.base import Recommender, initialise
+from fedrec_app.models.base import Batch, Recommender, initialise
 from fedrec_app.models.mf import MatrixFactorization
 from fedrec_app.models.neumf import NeuMF
 from fedrec_app.training import batches, sampling
@@ -46,7 +46,7 @@ def private_of(model: Recommender) -> Arrays:
 
 def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan) -> tuple[Arrays, Arrays, set[int]]:
     """Returns the user's delta of shared parameters, his private rows, and the items he met."""
-    mine = copy.deepcopy(model)
+    mine = copy.deepcopy(model).double()
     before = shared_of(mine)
     make_optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer]
     private = set(mine.private_names())
@@ -70,11 +70,22 @@ def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan)
             part = rows[None, at : at + size]
             ones = np.ones(part.shape[:2], dtype=np.float32)
             share = np.array([part.shape[1] / len(rows)])
-            parts.append(batches.make(np.array([user]), part, ones, full[[user]], share))
+            parts.append(_double(batches.make(np.array([user]), part, ones, full[[user]], share)))
         for batch in parts:
             met.update(batch["items"].flatten().tolist())
             optimizer.zero_grad()
             mine.loss(batch).sum().backward()
             optimizer.step()
     delta = {name: after - before[name] for name, after in shared_of(mine).items()}
+    if not model.whole_catalog:  # weight decay is for the rows that the user met
+        for name in model.row_names():
+            delta[name][np.setdiff1d(np.arange(cohort.num_items), list(met))] = 0
+    if plan.clip_norm:
+        norm = np.sqrt(sum(float((value.astype(np.float64) ** 2).sum()) for value in delta.values()))
+        factor = min(1.0, plan.clip_norm / (norm + 1e-6))
+        delta = {name: factor * value for name, value in delta.items()}
     return delta, {name: array[user] for name, array in private_of(mine).items()}, met
+
+
+def _double(batch: Batch) -> Batch:
+    return {name: t.double() if t.is_floating_point() else t for name, t in batch.items()}

@@ -1,0 +1,75 @@
+"""What every engine of user-level training is given, and the rules that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.histories import Histories
+from fedrec_app.models.base import Recommender
+from fedrec_app.training import sampling
+from fedrec_app.training.plan import Arrays, FitPlan, FitSums
+
+
+@dataclass(frozen=True)
+class Job:
+    """One local fit of users, each from the same shared parameters.
+
+    Attributes:
+        model: bound to the catalog, on the plan's device.
+        cohort: the users of this node.
+        shared: parameters received, on the plan's device; not changed.
+        rows: private rows and optimiser states of the cohort; changed in place.
+        plan: what to do.
+        sums: what the engine adds to.
+    """
+
+    model: Recommender
+    cohort: Cohort
+    shared: dict[str, Tensor]
+    rows: Arrays
+    plan: FitPlan
+    sums: FitSums
+
+    @property
+    def base(self) -> np.uint64:
+        """What the samples of this fit are drawn from, with the epoch and the user."""
+        return sampling.sampling_base(self.plan.seed, self.plan.server_round, "fit")
+
+    @property
+    def moves_private(self) -> bool:
+        """Whether private rows take the steps that shared parameters take."""
+        return self.plan.moves_private and not self.model.solves_private and bool(self.model.private_names())
+
+    def samples(self, users: NDArray[np.int64], epoch: int) -> tuple[Histories, NDArray[np.int64], NDArray[np.bool_]]:
+        """Returns what these users did, their samples of an epoch, and who has no negatives; see `draw_epoch`."""
+        cohort, train = self.cohort, self.cohort.train.select(users)
+        drawn, no_negatives = sampling.draw_epoch(
+            self.base, epoch, cohort.keys[users], train, cohort.never_negative.select(users), cohort.num_items,
+            self.plan.num_negatives,
+        )  # fmt: skip
+        return train, drawn, no_negatives
+
+    def weights(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns (num_users,) the weight of each user's delta: examples, or 1 by any rule that counts users once."""
+        if self.plan.weighting == "examples":
+            return self.cohort.train.lengths[users].astype(np.float64)
+        return np.ones(len(users))
+
+    def steps(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns (num_users,) how many steps each user takes."""
+        lengths = self.cohort.train.lengths[users]
+        size = self.plan.batch_size
+        return self.plan.local_epochs * (-(-lengths // size) if size else np.minimum(lengths, 1))
+
+    def tally(self, users: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
+        """Adds users to the sums: their weights, numbers and (num_users,) mean losses."""
+        examples = self.cohort.train.lengths[users]
+        self.sums.weight += float(self.weights(users).sum())
+        self.sums.num_users += len(users)
+        self.sums.num_examples += int(examples.sum())
+        self.sums.loss += float((losses * examples).sum())

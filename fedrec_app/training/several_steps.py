@@ -1,0 +1,266 @@
+"""Users who take any number of steps with any optimiser, any model: a chunk of them at a time, vectorised.
+
+Each user of a chunk has his own copy of the shared parameters (of item tables only the rows that he meets), stacked
+along a first axis; `torch.func.vmap` of the gradient of one user's loss moves all of them one step. Users are sorted by
+their number of steps, so that those who are done drop off the end of the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from fedrec_app.data.histories import Histories
+from fedrec_app.models.base import Batch
+from fedrec_app.training import batches, optimizers, sampling
+from fedrec_app.training.job import Job
+from fedrec_app.training.private_rows import put, step_rows, take
+
+CPU_FLOATS = 1 << 24
+GPU_SHARE = 0.25
+COPIES = 6
+"""Arrays as large as a user's parameters that are alive at once: copy, start, gradient, moments, scratch."""
+
+Stack = dict[str, Tensor]
+
+
+def several_steps(job: Job, users: NDArray[np.int64]) -> None:
+    """Trains users; the sums and their private rows change.
+
+    Args:
+        job: the fit.
+        users: (num_users,) positions.
+    """
+    for chunk in _chunks(job, users):
+        _fit_chunk(job, chunk)
+
+
+def _chunks(job: Job, users: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yields users by falling number of steps, as many at a time as memory holds."""
+    steps, lengths = job.steps(users), job.cohort.train.lengths[users]
+    order = np.lexsort((lengths, steps))[::-1]
+    samples = lengths * (1 + job.plan.num_negatives)
+    tables = set(job.model.row_names())
+    row = sum(t[0].numel() for n, t in job.shared.items() if n in tables)
+    fixed = sum(t.numel() for n, t in job.shared.items() if n not in tables)
+    num_items = job.cohort.num_items
+    met = np.full(len(users), num_items) if job.model.whole_catalog else np.minimum(
+        samples * job.plan.local_epochs, num_items
+    )  # fmt: skip
+    batch = np.minimum(samples, job.plan.batch_size * (1 + job.plan.num_negatives) or samples)
+    floats = COPIES * (fixed + met * row) + 4 * batch * row
+    most = CPU_FLOATS
+    if job.plan.device != "cpu":
+        free, _ = torch.cuda.mem_get_info(job.plan.device)
+        most = int(free * GPU_SHARE) // 4
+    start = total = 0
+    for stop, user in enumerate(order):
+        total += floats[user]
+        if total > most and stop > start:
+            yield users[order[start:stop]]
+            start, total = stop, floats[user]
+    if len(order):
+        yield users[order[start:]]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Samples of a chunk of users, most steps first.
+
+    Attributes:
+        users: (U,) positions.
+        steps: (U,) number of steps, falling.
+        train: what they did.
+        samples: (num_epochs * num_rows, 1 + k) samples of all epochs, items by their place among those the user met.
+        no_negatives: (U,) who has none.
+        met: the items that each of them met.
+    """
+
+    users: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    train: Histories
+    samples: NDArray[np.int64]
+    no_negatives: NDArray[np.bool_]
+    met: Histories
+
+    @classmethod
+    def of(cls, job: Job, users: NDArray[np.int64]) -> _Chunk:
+        drawn = [job.samples(users, epoch) for epoch in range(job.plan.local_epochs)]
+        train, _, no_negatives = drawn[0]
+        samples = np.concatenate([rows for _, rows, _ in drawn])
+        if job.model.whole_catalog:
+            every = np.tile(np.arange(job.cohort.num_items), len(users))
+            met = Histories(np.arange(len(users) + 1) * job.cohort.num_items, every)
+        else:
+            ends, items = sampling.rename(samples, train.indptr, len(drawn), job.cohort.num_items)
+            met = Histories(ends, items)
+        return cls(users, job.steps(users), train, samples, no_negatives, met)
+
+    def batch(self, step: int, active: int, size: int) -> tuple[Batch, NDArray[np.int64]]:
+        """Returns the batch of the first `active` users in a step, with a first axis of users, and (active,) how many
+        positives each of them has in it."""
+        lengths = self.train.lengths[:active]
+        width = np.where(size > 0, size, lengths)
+        epoch, nth = np.divmod(step, -(-lengths // width))
+        positives = np.minimum(lengths - nth * width, width)
+        at = np.arange(positives.max())
+        filled = at[None, :] < positives[:, None]
+        first = epoch * len(self.train.items) + self.train.indptr[:active] + nth * width
+        items = self.samples[np.where(filled, first[:, None] + at, 0)] * filled[:, :, None]
+        own = np.zeros(active, dtype=np.int64)
+        weights = filled.astype(np.float32)
+        return batches.make(own, items, weights, self.no_negatives[:active], positives / lengths), positives
+
+
+def _fit_chunk(job: Job, users: NDArray[np.int64]) -> None:
+    plan, tables = job.plan, set(job.model.row_names())
+    chunk = _Chunk.of(job, users)
+    longest = int(chunk.met.lengths.max())
+    filled = np.arange(longest)[None, :] < chunk.met.lengths[:, None]
+    met = np.zeros(filled.shape, dtype=np.int64)
+    met[filled] = chunk.met.items
+    places = torch.from_numpy(met).to(plan.device)
+    start = {
+        name: tensor[places] if name in tables else tensor.expand(len(users), *tensor.shape)
+        for name, tensor in job.shared.items()
+    }
+    local = dict(start)
+    states = {name: optimizers.empty_state(plan.optimizer, tensor, rows=False) for name, tensor in local.items()}
+    own, own_states = take(job.rows, job.model.private_names(), users, plan.device)
+    losses = _take_steps(job, chunk, start, local, states, own, own_states)
+    if job.moves_private:
+        put(job.rows, users, own, own_states)
+    _add_up(job, chunk, local)
+    job.tally(users, losses.cpu().double().numpy() / (plan.local_epochs * chunk.train.lengths))
+
+
+def _take_steps(
+    job: Job, chunk: _Chunk, start: Stack, local: Stack, states: dict[str, Stack], own: Stack,
+    own_states: dict[str, Stack],
+) -> Tensor:  # fmt: skip
+    """Moves the stacks through all steps, in the dictionaries given; returns (U,) losses summed over positives."""
+    plan = job.plan
+    total = torch.zeros(len(chunk.users), device=plan.device)
+    gradient = vmap(grad_and_value(_loss_of_one, argnums=1), in_dims=(None, 0, 0))
+    for step in range(int(chunk.steps[0])):
+        active = int(np.searchsorted(-chunk.steps, -step, side="left"))
+        batch, positives = chunk.batch(step, active, plan.batch_size)
+        stack = {name: tensor[:active] for name, tensor in {**local, **own}.items()}
+        grads, loss = gradient(job.model, stack, batches.to(batch, plan.device))
+        total[:active] += loss.detach() * torch.from_numpy(positives).to(plan.device)
+        for name, tensor in local.items():
+            grad = grads[name]
+            if plan.proximal_mu:
+                grad = grad + plan.proximal_mu * (tensor[:active] - start[name][:active])
+            state = {key: value if value.ndim == 0 else value[:active] for key, value in states[name].items()}
+            moved, state = optimizers.step(
+                plan.optimizer, stack[name], grad, state, plan.learning_rate, plan.weight_decay
+            )
+            local[name] = _prefix(tensor, moved)
+            states[name] = {
+                key: value if value.ndim == 0 else _prefix(states[name][key], value) for key, value in state.items()
+            }
+        if job.moves_private:
+            values = {name: own[name][:active] for name in own}
+            parts = {name: {key: value[:active] for key, value in own_states[name].items()} for name in own}
+            step_rows(plan, values, parts, {name: grads[name] for name in own})
+            for name in own:
+                own[name] = _prefix(own[name], values[name])
+                own_states[name] = {key: _prefix(own_states[name][key], value) for key, value in parts[name].items()}
+    return total
+
+
+def _loss_of_one(model: torch.nn.Module, params: Stack, batch: Batch) -> Tensor:
+    """Returns the loss of one user: his own parameters, a private row each, and his batch without the unit axis."""
+    private = set(model.private_names())  # type: ignore[operator]
+    mine = {name: tensor[None] if name in private else tensor for name, tensor in params.items()}
+    return functional_call(model, mine, ({name: tensor[None] for name, tensor in batch.items()},))[0]
+
+
+def _prefix(whole: Tensor, first: Tensor) -> Tensor:
+    """Returns `whole` with its first rows replaced."""
+    if len(first) == len(whole):
+        return first
+    whole[: len(first)] = first
+    return whole
+
+
+def _add_up(job: Job, chunk: _Chunk, local: Stack) -> None:
+    """Adds weighted, perhaps clipped, deltas of the users of a chunk to the sums."""
+    sums, tables, met = job.sums, set(job.model.row_names()), chunk.met
+    weights = job.weights(chunk.users)
+    after = {name: tensor.cpu().numpy() for name, tensor in local.items()}
+    before = {name: tensor.cpu().numpy() for name, tensor in job.shared.items()}
+    factors = weights
+    if job.plan.clip_norm:
+        squares = np.zeros(len(weights))
+        for name, values in after.items():
+            if name in tables:
+                _square_rows(squares, met.indptr, met.items, *_flat(before[name], values))
+            else:
+                delta = (values - before[name]).reshape(len(values), -1)
+                squares += np.square(delta, dtype=np.float64).sum(1)
+        factors = weights * np.minimum(1.0, job.plan.clip_norm / (np.sqrt(squares) + 1e-6))
+    for name, values in after.items():
+        total = sums.delta[name]
+        if name in tables:
+            _add_rows(total.reshape(len(total), -1), met.indptr, met.items, *_flat(before[name], values), factors)
+        else:
+            total += np.tensordot(factors, (values - before[name]).astype(np.float64), axes=1)
+    for count in sums.count.values():
+        count += np.bincount(met.items, np.repeat(weights, met.lengths), len(count))
+
+
+def _flat(table: NDArray, values: NDArray) -> tuple[NDArray, NDArray]:
+    """Returns a table as (num_rows, width) and the rows of users as (U, M, width)."""
+    return table.reshape(len(table), -1), values.reshape(*values.shape[:2], -1)
+
+
+@njit(cache=True, nogil=True)
+def _add_rows(
+    total: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    items: NDArray[np.int64],
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+    factors: NDArray[np.float64],
+) -> None:
+    """Adds `factors` times what changed of each user's rows to the rows of their items.
+
+    Args:
+        total: (num_items, width) changed.
+        indptr, items: the items of each user's rows, as in `Histories`.
+        before: (num_items, width) what every user began with.
+        after: (U, M, width) their rows now; the first ones of each user are used.
+        factors: (U,) of users.
+    """
+    for user in range(len(factors)):
+        first = indptr[user]
+        for row in range(indptr[user + 1] - first):
+            item = items[first + row]
+            for column in range(total.shape[1]):
+                total[item, column] += factors[user] * np.float64(after[user, row, column] - before[item, column])
+
+
+@njit(cache=True, nogil=True)
+def _square_rows(
+    squares: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    items: NDArray[np.int64],
+    before: NDArray[np.float32],
+    after: NDArray[np.float32],
+) -> None:
+    """Adds the squared L2 norm of what changed of each user's rows to (U,) `squares`; see `_add_rows`."""
+    for user in range(len(squares)):
+        first = indptr[user]
+        for row in range(indptr[user + 1] - first):
+            item = items[first + row]
+            for column in range(before.shape[1]):
+                squares[user] += np.float64(after[user, row, column] - before[item, column]) ** 2
