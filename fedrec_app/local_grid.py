@@ -48,6 +48,7 @@ class LocalGrid(Grid):
         self._taps = list(taps)
         self._ids = itertools.count(1)
         self._waiting: dict[str, Message] = {}
+        self._done, self._total = 0, 0
         self._contexts = {
             stream_key(0, "local-node", partition) % (2**62): Context(
                 run_id=_RUN,
@@ -84,27 +85,34 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Returns the ids of messages that wait for `pull_messages`, which handles them."""
+        if not self._waiting:
+            self._done, self._total = 0, 0
         pushed = []
         for message in messages:
             message_id = str(next(self._ids))
             message.metadata.__dict__["_message_id"] = message_id
             self._waiting[message_id] = message
             pushed.append(message_id)
+        self._total += len(pushed)
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies to these messages; the nodes do their work now."""
-        wanted = [message_id for message_id in message_ids if message_id in self._waiting]
-        replies = []
-        for done, message_id in enumerate(wanted, start=1):
-            replies.append(self._handle(self._waiting.pop(message_id)))
-            if self._on_reply is not None:
-                self._on_reply(done, len(wanted))
-        return replies
+        """Returns the reply to the first of these messages that waits; the node does its work now.
+
+        One a call, so that no more than one reply need be there at a time.
+        """
+        for message_id in message_ids:
+            if (message := self._waiting.pop(message_id, None)) is not None:
+                reply = self._handle(message)
+                self._done += 1
+                if self._on_reply is not None:
+                    self._on_reply(self._done, self._total)
+                return [reply]
+        return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Returns every reply; nodes that are slow are waited for, there being nothing else to do in one process."""
-        return self.pull_messages(self.push_messages(messages))
+        return [reply for message_id in self.push_messages(messages) for reply in self.pull_messages([message_id])]
 
     def _handle(self, message: Message) -> Message:
         for tap in self._taps:

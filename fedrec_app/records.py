@@ -8,10 +8,16 @@ evaluation      arrays  ArrayRecord   "eval/<...>" sums (asked for sums), else n
                 metrics MetricRecord
 query           arrays  ArrayRecord   "stat/<...>" (asked for statistics), else none
                 config  ConfigRecord  properties of the node
+
+Of a parameter with a row an item ("row parameter"), a node sends those rows alone that it changed, where that takes
+fewer bytes: "rows/<name>" are their positions, (k,) int32, strictly increasing; "delta/<name>" is (k, ...) then, and
+"count/<name>" is (k,). All other rows are zero. An array is in that form where "rows/<name>" is there.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Mapping
 
@@ -23,7 +29,7 @@ Arrays = dict[str, NDArray]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 
-DELTA, COUNT, EVAL, STAT = "delta/", "count/", "eval/", "stat/"
+DELTA, COUNT, ROWS, EVAL, STAT = "delta/", "count/", "rows/", "eval/", "stat/"
 
 
 class Ask:
@@ -75,7 +81,7 @@ def checked_lineage(name: str) -> str:
 def to_record(arrays: Mapping[str, NDArray]) -> ArrayRecord:
     """Returns a record of named arrays, C-contiguous, in the order given."""
     # Not np.ascontiguousarray: it makes a 0-d array 1-d.
-    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
+    return ArrayRecord({name: _array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:
@@ -84,7 +90,51 @@ def from_record(record: ArrayRecord) -> Arrays:
     Raises:
         ValueError: an array is not in Flower's numpy format, or cannot be read (pickled objects are refused).
     """
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: _numpy(array) for name, array in record.items()}
+
+
+def changed_rows(delta: NDArray, count: NDArray | None = None) -> NDArray[np.int32] | None:
+    """Returns (k,) positions of the rows to send, increasing, or None where sending all rows takes no more bytes.
+
+    Args:
+        delta: (num_rows, ...) of a row parameter.
+        count: (num_rows,) its weights by row, where they are sent too: rows with a positive one are sent.
+    """
+    changed = delta.reshape(len(delta), math.prod(delta.shape[1:])).any(axis=1)
+    if count is not None:
+        changed |= count > 0
+    number = int(np.count_nonzero(changed))
+    width = math.prod(delta.shape[1:]) + (count is not None)  # numbers a row, of 4 bytes each like a position
+    if 4 * number * (width + 1) + _HEADER >= 4 * len(delta) * width:
+        return None
+    return np.flatnonzero(changed).astype(np.int32)
+
+
+_HEADER = 128  # bytes that numpy's format puts before an array
+_PLAIN = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<|][biuf][1248])', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n",
+    re.S,
+)
+
+
+def _array(array: NDArray) -> Array:
+    """Returns `Array(array)`, its bytes copied once and not three times."""
+    if array.dtype.kind not in "biuf":
+        return Array(array)
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, np.lib.format.header_data_from_array_1_0(array))
+    data = b"".join((start.getvalue(), array.reshape(-1).view(np.uint8).data))
+    return Array(str(array.dtype), array.shape, "numpy.ndarray", data)
+
+
+def _numpy(array: Array) -> NDArray:
+    """Returns what `array.numpy()` returns, in a tenth of the time for small ones: it goes into parsing headers."""
+    found = _PLAIN.match(array.data) if array.stype == "numpy.ndarray" else None
+    if found is None or found.end() != 10 + int.from_bytes(found[1], "little"):
+        return array.numpy()
+    shape = [int(size) for size in found[3].split(b",") if size.strip()]
+    flat = np.frombuffer(array.data, found[2].decode(), math.prod(shape), found.end())
+    return flat.reshape(shape).copy()
 
 
 def num_bytes(content: RecordDict) -> int:

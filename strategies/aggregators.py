@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 
 from fedrec_app.records import Arrays
+from strategies.accumulator import UpdateSum
 from strategies.update import Update
 
 Weighting = Literal["examples", "users", "uniform", "rows"]
 
 
 class WeightedMean:
-    """The weighted mean of the units' deltas, added up in float64.
+    """The weighted mean of the units' deltas: an exact sum, rounded to float64, over the sum of weights.
 
     Communication-Efficient Learning of Deep Networks from Decentralized Data, McMahan et al., AISTATS 2017,
     https://arxiv.org/abs/1602.05629 (Algorithm 1). The node has weighted each unit's delta:
@@ -30,24 +31,15 @@ class WeightedMean:
         """Returns the mean delta by parameter name, in float64; zeros where no weight came.
 
         Args:
-            updates: consumed one by one; only the running sums are kept.
+            updates: consumed one by one, in any order, which leaves no trace; only the running sums are kept.
             params: the current parameters, for names and shapes.
         """
-        sums = {name: np.zeros(p.shape, dtype=np.float64) for name, p in params.items()}
-        counts: Arrays = {}
-        weight = 0.0
+        total = UpdateSum(params)
         for update in updates:
-            weight += update.weight
-            for name, total in sums.items():
-                total += update.delta(name)
-                count = update.count(name)
-                if count is not None:
-                    counts[name] = counts.get(name, np.zeros(len(count), dtype=np.float64)) + count
+            total.add(update)
         result: Arrays = {}
-        for name, total in sums.items():
-            if name in counts:
-                rows = np.where(counts[name] > 0, counts[name], 1.0)
-                result[name] = total / rows.reshape(-1, *([1] * (total.ndim - 1)))
-            else:
-                result[name] = total / weight if weight > 0 else total
+        for name, param in params.items():
+            count = total.count(name)
+            weight = total.weight if count is None else count.reshape(-1, *([1] * (param.ndim - 1)))
+            result[name] = total.delta(name) / np.where(weight > 0, weight, 1.0)
         return result

@@ -10,7 +10,9 @@ class Halve(RecStrategy):
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any, ClassVar, Literal
@@ -30,7 +32,7 @@ from strategies.evaluation import FederatedEvaluation
 from strategies.optimizers import SGD, ServerOptimizer
 from strategies.rollcall import Member, Roster, messages_to, sample
 from strategies.rounds import Hooks, Progress, run_rounds
-from strategies.update import MAX_UNITS, Expected, Update, collect
+from strategies.update import MAX_UNITS, Expected, Intake, Update
 
 
 class StrategyOptions(BaseModel):
@@ -53,7 +55,7 @@ class Settings:
         seed: of the draws of nodes.
         fraction_train: share of the nodes that train in a round.
         min_nodes: a round with fewer valid updates is skipped.
-        row_names: parameters with a row an item.
+        row_names: parameters with a row an item; nodes may send some of their rows alone.
         unit: whether users or pooled nodes are the units that weights refer to.
     """
 
@@ -83,6 +85,7 @@ class RecStrategy(Strategy):
     summary_line: ClassVar[str] = ""
     needs: ClassVar[Literal["sums", "individual"]] = "sums"
     Options: ClassVar[type[StrategyOptions]] = MeanOptions
+    one_by_one: ClassVar[bool] = True  # replies are read once, as they come; stock strategies get a list
 
     def __init__(
         self, options: BaseModel | dict[str, Any] | None = None, settings: Settings = Settings(),
@@ -108,7 +111,9 @@ class RecStrategy(Strategy):
         """Returns the delta of this round by parameter name.
 
         Args:
-            updates: valid updates in the order of partitions.
+            updates: valid updates, to be read once: as they arrive, so that one is there at a time (`UpdateSum` adds
+                them up such that their order leaves no trace); with `needs = "individual"` in the order of partitions.
+                Below the quorum, which is known only after the last one, what is returned is thrown away.
             params: the current parameters; not to be changed.
         """
         return self.aggregator(updates, params)
@@ -152,28 +157,23 @@ class RecStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Returns the next parameters, or None when the quorum was missed, and the metrics of the round."""
-        found = collect(replies, self._expected(server_round))
-        metrics = MetricRecord({f"dropped/{reason}": count for reason, count in sorted(found.dropped.items())})
-        for detail in found.details:
-            log(WARNING, "round %s: dropped a reply, %s", server_round, detail)
-        if len(found.updates) < self.settings.min_nodes:
-            log(WARNING, "round %s skipped: %s valid updates, at least %s are needed", server_round,
-                len(found.updates), self.settings.min_nodes)  # fmt: skip
-            metrics["skipped"] = 1
-            return None, metrics
-        for key in (Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS):
-            metrics[key] = sum(update.scalars[key] for update in found.updates)
-        metrics[Said.LOSS] /= max(float(metrics[Said.NUM_EXAMPLES]), 1.0)  # type: ignore[arg-type]
-        metrics["num-updates"] = len(found.updates)
-        delta = self.aggregate(iter(found.updates), self._params)
+        intake = Intake(self._expected(server_round))
         before = copy.deepcopy(self.state())
+        delta = self._delta(intake, replies)
+        metrics = MetricRecord({f"dropped/{reason}": count for reason, count in sorted(intake.dropped.items())})
+        for detail in intake.details:
+            log(WARNING, "round %s: dropped a reply, %s", server_round, detail)
+        if delta is None or intake.num_updates < self.settings.min_nodes:
+            why = f"{intake.num_updates} valid updates, at least {self.settings.min_nodes} are needed"
+            return self._skipped(server_round, why, metrics, None if delta is None else before)
+        for key in (Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS):
+            metrics[key] = math.fsum(intake.scalars[key])
+        metrics[Said.LOSS] /= max(float(metrics[Said.NUM_EXAMPLES]), 1.0)  # type: ignore[arg-type]
+        metrics["num-updates"] = intake.num_updates
         with np.errstate(over="ignore"):
             params = self.server_step(self._params, delta, server_round)
         if not all(np.isfinite(array).all() for array in params.values()):
-            log(WARNING, "round %s skipped: the step leaves the range of the parameters", server_round)
-            self.load_state(before)
-            metrics["skipped"] = 1
-            return None, metrics
+            return self._skipped(server_round, "the step leaves the range of the parameters", metrics, before)
         return to_record(params), metrics
 
     def configure_evaluate(
@@ -221,6 +221,30 @@ class RecStrategy(Strategy):
         self.roster.refresh(grid)
         return self.roster.partitions()
 
+    def _delta(self, intake: Intake, replies: Iterable[Message]) -> Arrays | None:
+        """Returns what `aggregate` makes of the valid updates, or None where there are none, or too few to collect."""
+        updates = intake.updates(replies)
+        if self.needs == "individual":
+            ordered = sorted(updates, key=lambda update: update.partition_id)
+            enough = len(ordered) >= max(self.settings.min_nodes, 1)
+            return self.aggregate(iter(ordered), self._params) if enough else None
+        first = list(itertools.islice(updates, 1))
+        if not first:
+            return None
+        delta = self.aggregate(_after(first, updates), self._params)
+        for _ in updates:
+            pass  # replies that the rule did not look at count as well
+        return delta
+
+    def _skipped(
+        self, server_round: int, why: str, metrics: MetricRecord, state: Arrays | None
+    ) -> tuple[None, MetricRecord]:
+        log(WARNING, "round %s skipped: %s", server_round, why)
+        if state is not None:
+            self.load_state(state)
+        metrics["skipped"] = 1
+        return None, metrics
+
     def _expected(self, server_round: int) -> Expected:
         def most(member: Member) -> float:
             if self.weighting == "examples":
@@ -229,8 +253,15 @@ class RecStrategy(Strategy):
 
         return Expected(
             self._params,
-            self.settings.row_names if self.weighting == "rows" else (),
+            self.settings.row_names,
+            self.weighting == "rows",
             server_round,
             {member.node_id: member.partition_id for member in self._asked},
             {member.node_id: min(most(member), MAX_UNITS) for member in self._asked},
         )
+
+
+def _after(first: list[Update], rest: Iterable[Update]) -> Iterator[Update]:
+    """Yields what the list holds, and takes it out, before the rest: no update stays when it has been used."""
+    yield first.pop()
+    yield from rest

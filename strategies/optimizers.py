@@ -37,10 +37,12 @@ class SGD:
 
     def step(self, params: Arrays, delta: Arrays) -> Arrays:
         """Returns the new parameters, dtypes kept."""
-        return {
-            name: (p.astype(np.float64) + self.learning_rate * delta[name]).astype(p.dtype)
-            for name, p in params.items()
-        }
+        result: Arrays = {}
+        for name, p in params.items():
+            step = delta[name] if self.learning_rate == 1 else self.learning_rate * delta[name]
+            # Rounded while it is added up: of large tables no copy in float64 is made.
+            result[name] = np.add(p, step, out=np.empty_like(p), casting="unsafe")
+        return result
 
     def state(self) -> Arrays:
         """Returns nothing: plain steps have no memory."""

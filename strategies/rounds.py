@@ -7,8 +7,8 @@ four methods of a strategy in the same order.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any, Protocol
@@ -20,6 +20,12 @@ from flwr.supercore import log
 
 from fedrec_app.errors import FedrecError
 from fedrec_app.records import Ask, num_bytes
+
+SHORTEST_PAUSE, USUAL_PAUSE, LONGEST_PAUSE = 0.005, 0.1, 3.0
+"""Seconds between asking for replies in vain and asking again: doubled from the first to the second; and ten times what
+asking takes, up to the third, so that a grid that is far away is not asked all the time."""
+MOST_AT_ONCE = 32
+"""Replies that may be there at a time, unread."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,83 @@ class Hooks(Protocol):
 Evaluate = Callable[[int, ArrayRecord, ConfigRecord], tuple[MetricRecord | None, int, int]]
 
 
+class Exchange:
+    """Messages that have been sent, and the replies to them as they come; what has been read is not kept.
+
+    A reply that is there is handed on, however long the reader took for those before; for more of them nobody waits
+    longer than `timeout`. Flower's grids answer in the place of a node that is gone, and for a message that expired.
+
+    Args:
+        grid: how nodes are reached.
+        messages: sent all at once, so that Flower's grids send only once what they share.
+        timeout: seconds to wait.
+
+    Attributes:
+        bytes_down: payload of the messages.
+        bytes_up: payload of the replies so far.
+        failure: what the grid raised when it was asked for replies.
+    """
+
+    def __init__(self, grid: Grid, messages: Iterable[Message], timeout: float) -> None:
+        outgoing = list(messages)
+        self.bytes_down = sum(num_bytes(message.content) for message in outgoing)
+        self.bytes_up = 0
+        self.failure: Exception | None = None
+        self._grid = grid
+        pushed = grid.push_messages(outgoing) if outgoing else []
+        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in outgoing}
+        # A message that could not be sent has no id: its node will be one that did not reply.
+        self._waiting = {message_id: nodes.get(message_id) for message_id in pushed if message_id}
+        self._end = time.monotonic() + timeout
+
+    def __iter__(self) -> Iterator[Message]:
+        """Yields the replies that nobody has read yet, in the order of arrival."""
+        pause = SHORTEST_PAUSE
+        while self._waiting:
+            came, spent = False, 0.0
+            ids = list(self._waiting)
+            for start in range(0, len(ids), MOST_AT_ONCE):
+                asked = ids[start : start + MOST_AT_ONCE]
+                while asked:
+                    began = time.monotonic()
+                    replies = self._pull(asked)
+                    spent += time.monotonic() - began
+                    if not replies:
+                        break
+                    came = True
+                    while replies:
+                        yield replies.popleft()
+                    asked = [message_id for message_id in asked if message_id in self._waiting]
+            if came:
+                pause = SHORTEST_PAUSE
+                continue
+            left = self._end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(max(pause, 10 * spent), LONGEST_PAUSE, left))
+            pause = min(2 * pause, USUAL_PAUSE)
+
+    def _pull(self, message_ids: list[str]) -> deque[Message]:
+        try:
+            replies = deque(self._grid.pull_messages(message_ids))
+        except Exception as error:
+            self.failure = error
+            raise
+        for reply in replies:
+            node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+            if reply.has_content():
+                self.bytes_up += num_bytes(reply.content)
+            elif node is not None:
+                # The SuperLink answers for a node that is gone, in a name of its own.
+                reply.metadata.__dict__["_src_node_id"] = node
+        return replies
+
+
 def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> tuple[list[Message], int, int]:
-    """Returns the replies that came within `timeout` seconds, and the bytes sent and received."""
-    outgoing = list(messages)
-    down = sum(num_bytes(message.content) for message in outgoing)
-    replies = list(grid.send_and_receive(outgoing, timeout=timeout)) if outgoing else []
-    return replies, down, sum(num_bytes(m.content) for m in replies if m.has_content())
+    """Returns all replies, and the bytes sent and received; see `Exchange`."""
+    found = Exchange(grid, messages, timeout)
+    replies = list(found)
+    return replies, found.bytes_down, found.bytes_up
 
 
 def run_rounds(
@@ -119,9 +196,9 @@ def run_rounds(
         began = time.perf_counter()
         config = ConfigRecord(dict(train_config or {}))
         config[Ask.KEEP_ROUND] = progress.best_round
-        messages = strategy.configure_train(server_round, progress.arrays, config, grid)
-        replies, down, up = exchange(grid, messages, timeout)
+        replies = Exchange(grid, strategy.configure_train(server_round, progress.arrays, config, grid), timeout)
         arrays, trained = _aggregated(strategy, server_round, replies)
+        down, up = replies.bytes_down, replies.bytes_up
         if arrays is not None:
             progress.arrays, changed = arrays, True
         validation = None
@@ -167,21 +244,31 @@ def _keep_best(progress: Progress, server_round: int, validation: MetricRecord |
 
 
 def _aggregated(
-    strategy: Strategy, server_round: int, replies: list[Message]
+    strategy: Strategy, server_round: int, replies: Exchange
 ) -> tuple[ArrayRecord | None, MetricRecord | None]:
     """Returns what the strategy makes of the replies; one that raises over a bad reply, as stock ones do, skips the
     round."""
     try:
-        return strategy.aggregate_train(server_round, replies)
+        found = strategy.aggregate_train(server_round, _readable(replies, strategy))
     except Exception as error:
+        if replies.failure is not None:
+            raise
         log(WARNING, "round %s skipped: the strategy failed with %s: %s", server_round, type(error).__name__, error)
-        return None, MetricRecord({"skipped": 1})
+        found = None, MetricRecord({"skipped": 1})
+    for _ in replies:
+        pass  # who has not answered yet is still at work on this round
+    return found
+
+
+def _readable(replies: Exchange, strategy: Strategy) -> Iterable[Message]:
+    """Returns the replies as the strategy can read them: one by one, or, as some stock ones read them twice, a list."""
+    return replies if getattr(strategy, "one_by_one", False) else list(replies)
 
 
 def _own_evaluation(strategy: Strategy, grid: Grid, timeout: float) -> Evaluate:
     def evaluate(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> tuple[MetricRecord | None, int, int]:
-        messages = strategy.configure_evaluate(server_round, arrays, config, grid)
-        replies, down, up = exchange(grid, messages, timeout)
-        return strategy.aggregate_evaluate(server_round, replies), down, up
+        replies = Exchange(grid, strategy.configure_evaluate(server_round, arrays, config, grid), timeout)
+        metrics = strategy.aggregate_evaluate(server_round, _readable(replies, strategy))
+        return metrics, replies.bytes_down, replies.bytes_up
 
     return evaluate

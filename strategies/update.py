@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
-from fedrec_app.records import ARRAYS, COUNT, DELTA, METRICS, Arrays, Said, from_record
+from fedrec_app.records import ARRAYS, COUNT, DELTA, METRICS, ROWS, Arrays, Said, from_record
 
 MAX_UNITS = 1e9
+MAX_SCALAR = 1e100
+"""Of a billion scalars no larger than this the sum is finite."""
 MAX_DETAIL = 300
 """Characters of what a node says that are kept and logged."""
 
@@ -21,31 +22,49 @@ MAX_DETAIL = 300
 class Update:
     """Sums over the units (users, or one pooled node) that a node trained; additive over nodes.
 
+    `delta` and `count` return whole arrays. What adds updates up is better off with `UpdateSum`, which makes none.
+
     Attributes:
         arrays: "delta/<name>", the weighted sum of deltas, shaped like the parameter; "count/<name>", (num_rows,) the
-            weights by row of a parameter that has a row an item.
+            weights by row of a parameter that has a row an item. Where "rows/<name>" is there, (k,) positions, both
+            have these k rows alone and all others are zero.
         scalars: "weight" (sum of weights), "num-users", "num-examples", "loss" (sum over examples).
         partition_id: which part of the users it comes from; stable, unlike Flower's node ids.
         base_round: the round whose parameters it started from.
+        num_rows: how many rows a parameter has, of those with "rows/<name>".
     """
 
     arrays: Arrays
     scalars: dict[str, float]
     partition_id: int = 0
     base_round: int = 0
+    num_rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def weight(self) -> float:
         """Sum of the weights of the units behind the deltas."""
         return self.scalars[Said.WEIGHT]
 
+    def rows(self, name: str) -> NDArray[np.int32] | None:
+        """Returns (k,) positions of the only rows of a parameter that are there, or None where all are."""
+        return self.arrays.get(ROWS + name)
+
     def delta(self, name: str) -> NDArray:
         """Returns the weighted sum of deltas of a parameter."""
-        return self.arrays[DELTA + name]
+        return self._whole(self.arrays[DELTA + name], name)
 
     def count(self, name: str) -> NDArray | None:
         """Returns (num_rows,) weights by row, or None where the node was not asked to count."""
-        return self.arrays.get(COUNT + name)
+        count = self.arrays.get(COUNT + name)
+        return None if count is None else self._whole(count, name)
+
+    def _whole(self, array: NDArray, name: str) -> NDArray:
+        rows = self.rows(name)
+        if rows is None:
+            return array
+        whole = np.zeros((self.num_rows[name], *array.shape[1:]), dtype=array.dtype)
+        whole[rows] = array
+        return whole
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,8 @@ class Expected:
 
     Attributes:
         params: the parameters that were sent, by name.
-        row_names: parameters for which counts by row are asked.
+        row_names: parameters with a row an item, which may come as some of their rows.
+        counts: whether counts by row are asked for these.
         server_round: the round that was asked for.
         partitions: node id -> partition id of the nodes that were asked.
         max_weight: node id -> largest weight that the node may claim: what it said of itself in the roll-call, so a
@@ -63,23 +83,10 @@ class Expected:
 
     params: Arrays
     row_names: tuple[str, ...]
+    counts: bool
     server_round: int
     partitions: Mapping[int, int]
     max_weight: Mapping[int, float]
-
-
-@dataclass
-class Replies:
-    """Replies of a round: the good ones in the order of partitions, and how many were dropped for which reason."""
-
-    updates: list[Update] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
-    details: list[str] = field(default_factory=list)
-
-    def drop(self, reason: str, detail: str) -> None:
-        """Counts one reply, or one missing reply, as dropped."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        self.details.append(f"{reason}: {detail}"[:MAX_DETAIL])
 
 
 class BadReply(ValueError):
@@ -90,28 +97,54 @@ class BadReply(ValueError):
         self.reason = reason
 
 
-def collect(messages: Iterable[Message], expected: Expected) -> Replies:
-    """Returns the valid updates of a round, sorted by partition, with every other reply counted by reason.
+class Intake:
+    """The replies of a round, one by one: valid updates are handed on, every other reply is counted by its reason.
 
-    Never raises for what a node sent.
+    Never raises for what a node sent, and keeps of an update its scalars alone.
+
+    Attributes:
+        dropped: reason -> how many replies, or missing replies, were dropped for it.
+        details: what was found in each of them.
+        scalars: key -> what each valid update said.
+        num_updates: how many updates were valid.
     """
-    replies = Replies()
-    seen: set[int] = set()
-    for message in messages:
-        node = message.metadata.src_node_id
+
+    def __init__(self, expected: Expected) -> None:
+        self.dropped: dict[str, int] = {}
+        self.details: list[str] = []
+        self.scalars: dict[str, list[float]] = {key: [] for key in _SCALARS}
+        self.num_updates = 0
+        self._expected = expected
+        self._seen: set[int] = set()
+
+    def updates(self, replies: Iterable[Message]) -> Iterator[Update]:
+        """Yields the valid updates in the order of arrival; after the last one, who did not reply is counted."""
+        for update in map(self._read, replies):
+            if update is None:
+                continue
+            self.num_updates += 1
+            for key, values in self.scalars.items():
+                values.append(update.scalars[key])
+            yield update
+        for node in sorted(set(self._expected.partitions) - self._seen):
+            self._drop("no-reply", f"partition {self._expected.partitions[node]} did not answer in time")
+
+    def _read(self, message: Message) -> Update | None:
+        node, partitions = message.metadata.src_node_id, self._expected.partitions
         try:
-            if node not in expected.partitions:
+            if node not in partitions:
                 raise BadReply("unknown-node", f"node {node} was not asked")
-            if node in seen:
-                raise BadReply("duplicate", f"partition {expected.partitions[node]} replied twice")
-            seen.add(node)
-            replies.updates.append(read_update(message, expected))
+            if node in self._seen:
+                raise BadReply("duplicate", f"partition {partitions[node]} replied twice")
+            self._seen.add(node)
+            return read_update(message, self._expected)
         except BadReply as error:
-            replies.drop(error.reason, f"node {node}: {error}")
-    for node in sorted(set(expected.partitions) - seen):
-        replies.drop("no-reply", f"partition {expected.partitions[node]} did not answer in time")
-    replies.updates.sort(key=lambda update: update.partition_id)
-    return replies
+            self._drop(error.reason, f"node {node}: {error}")
+            return None
+
+    def _drop(self, reason: str, detail: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self.details.append(f"{reason}: {detail}"[:MAX_DETAIL])
 
 
 def read_update(message: Message, expected: Expected) -> Update:
@@ -123,51 +156,78 @@ def read_update(message: Message, expected: Expected) -> Update:
     if message.has_error():
         raise BadReply("error-reply", f"code {message.error.code}: {_one_line(message.error.reason or '')}")
     content = message.content
-    if ARRAYS not in content.array_records or METRICS not in content.metric_records:
+    record, metrics = content.get(ARRAYS), content.get(METRICS)
+    if not isinstance(record, ArrayRecord) or not isinstance(metrics, MetricRecord):
         raise BadReply("wrong-records", f"records {sorted(content)} where '{ARRAYS}' and '{METRICS}' are expected")
-    metrics = content.metric_records[METRICS]
     if metrics.get(Said.ROUND) != expected.server_round:
         raise BadReply("wrong-round", f"answers round {metrics.get(Said.ROUND)}, not {expected.server_round}")
     try:
-        arrays = from_record(content.array_records[ARRAYS])
+        arrays = from_record(record)
     except Exception as error:  # whatever a hostile payload makes numpy raise
         raise BadReply("unreadable", _one_line(str(error))) from None
     node = message.metadata.src_node_id
     scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS))
-    _check_arrays(arrays, expected, scalars[Said.WEIGHT])
-    return Update(arrays, scalars, expected.partitions[node], expected.server_round - 1)
+    _check_names(arrays, expected)
+    num_rows = {}
+    for name, param in expected.params.items():
+        shape = param.shape
+        if (rows := arrays.get(ROWS + name)) is not None:
+            _check_rows(name, rows, len(param))
+            num_rows[name], shape = len(param), (len(rows), *shape[1:])
+        _check_array(DELTA + name, arrays[DELTA + name], shape, param.dtype)
+        if (count := arrays.get(COUNT + name)) is not None:
+            _check_array(COUNT + name, count, shape[:1], np.dtype(np.float32))
+            _check_count(name, count, scalars[Said.WEIGHT])
+    return Update(arrays, scalars, expected.partitions[node], expected.server_round - 1, num_rows)
 
 
-def _check_arrays(arrays: Arrays, expected: Expected, weight: float) -> None:
-    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-        DELTA + name: (array.shape, array.dtype) for name, array in expected.params.items()
-    }
-    for name in expected.row_names:
-        shapes[COUNT + name] = (expected.params[name].shape[:1], np.dtype(np.float32))
-    if missing := sorted(set(shapes) - set(arrays)):
+def _check_names(arrays: Arrays, expected: Expected) -> None:
+    by_row = [name for name in expected.row_names if name in expected.params]
+    needed = {DELTA + name for name in expected.params}
+    if expected.counts:
+        needed |= {COUNT + name for name in by_row}
+    if missing := sorted(needed - set(arrays)):
         raise BadReply("missing-array", f"no {', '.join(missing)}")
-    if extra := sorted(set(arrays) - set(shapes)):
+    if extra := sorted(set(arrays) - needed - {ROWS + name for name in by_row}):
         raise BadReply("extra-array", f"{', '.join(extra)} was not asked for")
-    for name, (shape, dtype) in shapes.items():
-        array = arrays[name]
-        if array.shape != shape:
-            raise BadReply("wrong-shape", f"{name} has shape {array.shape}, not {shape}")
-        if array.dtype != dtype:
-            raise BadReply("wrong-dtype", f"{name} is {array.dtype}, not {dtype}")
-        if not np.isfinite(array).all():
-            raise BadReply("non-finite", f"{name} holds NaN or infinity")
-        if name.startswith(COUNT) and len(array) and not 0 <= array.min() <= array.max() <= weight * (1 + 1e-6):
-            raise BadReply(
-                "bad-count", f"{name} is {array.min()} to {array.max()}: 0 to the weight {weight} is allowed"
-            )
+
+
+def _check_rows(name: str, rows: NDArray, num_rows: int) -> None:
+    if rows.ndim != 1:
+        raise BadReply("wrong-shape", f"{ROWS + name} has shape {rows.shape}, not (k,)")
+    if rows.dtype != np.int32:
+        raise BadReply("wrong-dtype", f"{ROWS + name} is {rows.dtype}, not int32")
+    if len(rows) and not 0 <= rows[0] <= rows[-1] < num_rows:
+        raise BadReply("bad-rows", f"{ROWS + name} is {rows[0]} to {rows[-1]}: 0 to {num_rows - 1} is allowed")
+    if not (rows[1:] > rows[:-1]).all():
+        raise BadReply("bad-rows", f"{ROWS + name} is not strictly increasing")
+
+
+def _check_array(key: str, array: NDArray, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if array.shape != shape:
+        raise BadReply("wrong-shape", f"{key} has shape {array.shape}, not {shape}")
+    if array.dtype != dtype:
+        raise BadReply("wrong-dtype", f"{key} is {array.dtype}, not {dtype}")
+    if not np.isfinite(array).all():
+        raise BadReply("non-finite", f"{key} holds NaN or infinity")
+
+
+def _check_count(name: str, count: NDArray, weight: float) -> None:
+    if len(count) and not 0 <= count.min() <= count.max() <= weight * (1 + 1e-6):
+        raise BadReply(
+            "bad-count", f"{COUNT + name} is {count.min()} to {count.max()}: 0 to the weight {weight} is allowed"
+        )
+
+
+_SCALARS = (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS)
 
 
 def _check_scalars(metrics: Mapping[str, object], max_weight: float) -> dict[str, float]:
     scalars: dict[str, float] = {}
-    for key in (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS):
+    for key in _SCALARS:
         value = metrics.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise BadReply("bad-scalar", f"{key} is {value!r}: a finite number is expected")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_SCALAR:
+            raise BadReply("bad-scalar", f"{key} is {value!r}: a number up to {MAX_SCALAR:.0e} is expected")
         scalars[key] = float(value)
     for key in (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES):
         if not 0 <= scalars[key] <= MAX_UNITS:

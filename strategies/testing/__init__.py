@@ -31,6 +31,7 @@ from strategies.testing.checks import (
     check_order,
     check_sampling,
     check_state,
+    check_trained_rows,
     check_unknown_option,
     check_weights,
     check_zero_updates_change_nothing,
@@ -41,8 +42,8 @@ from strategies.testing.hostile import check_hostile_replies
 __all__ = [
     "CHECKS", "ConformanceError", "Report", "applicable", "check_deterministic", "check_empty_rounds", "check_grouping",
     "check_hostile_replies", "check_inputs_unchanged", "check_many_clients", "check_names_shapes_dtypes",
-    "check_one_client", "check_order", "check_sampling", "check_state", "check_unknown_option", "check_weights",
-    "check_zero_updates_change_nothing", "run_all",
+    "check_one_client", "check_order", "check_sampling", "check_state", "check_trained_rows", "check_unknown_option",
+    "check_weights", "check_zero_updates_change_nothing", "run_all",
 ]  # fmt: skip
 
 
@@ -72,8 +73,8 @@ CHECKS: dict[str, Check] = {
     name_of(check): check
     for check in (
         check_names_shapes_dtypes, check_inputs_unchanged, check_zero_updates_change_nothing, check_order,
-        check_grouping, check_one_client, check_many_clients, check_empty_rounds, check_hostile_replies, check_weights,
-        check_state, check_deterministic, check_sampling, check_unknown_option,
+        check_grouping, check_trained_rows, check_one_client, check_many_clients, check_empty_rounds,
+        check_hostile_replies, check_weights, check_state, check_deterministic, check_sampling, check_unknown_option,
     )
 }  # fmt: skip
 """Every check by name."""

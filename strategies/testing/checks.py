@@ -23,7 +23,17 @@ from strategies.testing.harness import (
     not_finite,
     require,
 )
-from strategies.testing.nodes import PARAMS, added, asked_for, drawn, honest, silent, without_change
+from strategies.testing.nodes import (
+    PARAMS,
+    added,
+    asked_for,
+    drawn,
+    honest,
+    silent,
+    trained_rows,
+    whole,
+    without_change,
+)
 
 _SOME = [drawn(label, weight) for label, weight in enumerate((1.0, 5.0, 2.0, 3.0, 1.0, 2.0))]
 
@@ -83,9 +93,17 @@ def check_order(make: Make) -> None:
 @check
 def check_grouping(make: Make) -> None:
     """Two updates added up beforehand give what the two give apart (`needs = "sums"`)."""
-    together = [added(_SOME[0], _SOME[1]), *_SOME[2:]]
+    together = [added(_SOME[0], _SOME[2]), _SOME[1], *_SOME[3:]]
     for way, result in WAYS.items():
         require(difference(result(make, together), result(make, _SOME)), f"two of six updates added up, to {way}")
+
+
+@check
+def check_trained_rows(make: Make) -> None:
+    """Updates with the trained rows of a table alone give what the same updates give with all its rows."""
+    rows, tables = [trained_rows(update) for update in _SOME], [whole(update) for update in _SOME]
+    for way, result in WAYS.items():
+        require(difference(result(make, rows), result(make, tables)), f"six updates with trained rows alone, to {way}")
 
 
 @check

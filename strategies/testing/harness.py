@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message
 
 from fedrec_app.records import Arrays, from_record, to_record
 from strategies.base import RecStrategy
-from strategies.testing.nodes import PARAMS, ROWS, Answer, Nodes, asked_for, honest
+from strategies.testing.nodes import PARAMS, TABLE, Answer, Nodes, asked_for, honest
 from strategies.update import Update
 
 Make = Callable[[], RecStrategy]
@@ -78,7 +78,7 @@ def name_of(function: Check) -> str:
 def fresh(make: Make, **settings: Any) -> RecStrategy:
     """Returns a new strategy with the kit's settings, and these on top."""
     strategy = make()
-    own = {"seed": 0, "fraction_train": 1.0, "min_nodes": 1, "row_names": (ROWS,), "unit": "user", **settings}
+    own = {"seed": 0, "fraction_train": 1.0, "min_nodes": 1, "row_names": (TABLE,), "unit": "user", **settings}
     strategy.settings = replace(strategy.settings, **own)
     strategy.roster = None
     return strategy

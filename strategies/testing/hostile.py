@@ -8,18 +8,33 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedrec_app.records import DELTA, Arrays, Said
+from fedrec_app.records import DELTA, ROWS, Arrays, Said
 from strategies.testing.harness import Make, Run, check, difference, not_finite, require
-from strategies.testing.nodes import ROWS, UNITS, Answer, contents, drawn, error_to, honest, reply_to, silent
+from strategies.testing.nodes import (
+    PARAMS,
+    TABLE,
+    UNITS,
+    Answer,
+    contents,
+    drawn,
+    error_to,
+    honest,
+    reply_to,
+    silent,
+    trained_rows,
+    whole,
+)
 from strategies.update import Update
 
 
-def _spoiled(change: Callable[[Arrays, dict[str, Any]], Any]) -> Callable[[Update], Answer]:
-    """Returns how a node answers that changes the arrays and metrics of an honest reply."""
+def _spoiled(
+    change: Callable[[Arrays, dict[str, Any]], Any], form: Callable[[Update], Update] = whole
+) -> Callable[[Update], Answer]:
+    """Returns how a node answers that changes the arrays and metrics of an honest reply in this form."""
 
     def spoil(update: Update) -> Answer:
         def answer(message: Message) -> list[Message]:
-            arrays, said = contents(message, update)
+            arrays, said = contents(message, form(update))
             change(arrays, said)
             return [reply_to(message, arrays, said)]
 
@@ -28,7 +43,12 @@ def _spoiled(change: Callable[[Arrays, dict[str, Any]], Any]) -> Callable[[Updat
     return spoil
 
 
-_TABLE = DELTA + ROWS
+def _bad_rows(change: Callable[[Any], Any]) -> Callable[[Update], Answer]:
+    """Returns how a node answers that sends trained rows alone and changes their positions."""
+    return _spoiled(lambda a, s: a.update({ROWS + TABLE: change(a[ROWS + TABLE])}), trained_rows)
+
+
+_TABLE = DELTA + TABLE
 HOSTILE: dict[str, Callable[[Update], Answer]] = {
     "NaN": _spoiled(lambda a, s: a[_TABLE].__setitem__((0, 0), np.nan)),
     "infinity": _spoiled(lambda a, s: a[_TABLE].__setitem__((0, 0), np.inf)),
@@ -43,6 +63,13 @@ HOSTILE: dict[str, Callable[[Update], Answer]] = {
     "a weight of NaN": _spoiled(lambda a, s: s.update({Said.WEIGHT: float("nan")})),
     "another round": _spoiled(lambda a, s: s.update({Said.ROUND: 7})),
     "no weight": _spoiled(lambda a, s: s.pop(Said.WEIGHT)),
+    "the same row twice": _bad_rows(lambda rows: rows[[0, 0, *range(2, len(rows))]]),
+    "rows that go down": _bad_rows(lambda rows: rows[::-1]),
+    "a negative row": _bad_rows(lambda rows: rows - rows[0] - 1),
+    "a row beyond the last": _bad_rows(lambda rows: rows + len(PARAMS[TABLE])),
+    "rows that are not int32": _bad_rows(lambda rows: rows.astype(np.int64)),
+    "more rows than deltas": _bad_rows(lambda rows: np.arange(len(rows) + 1, dtype=np.int32)),
+    "rows of a parameter that has none": _spoiled(lambda a, s: a.update({ROWS + "bias": np.arange(4, dtype=np.int32)})),
     "an error": lambda update: lambda message: [error_to(message)],
 }
 """What a node may send that must not be used, by what is wrong with it: how it answers, given its honest update."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, METRICS, Arrays, Ask, Said, to_record
+from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, METRICS, ROWS, Arrays, Ask, Said, to_record
 from fedrec_app.seeding import rng
 from strategies.update import Update
 
-ROWS = "table"
+TABLE = "table"
 PARAMS: Arrays = {
-    ROWS: (np.arange(18, dtype=np.float32).reshape(6, 3) - 9) / 8,
+    TABLE: (np.arange(18, dtype=np.float32).reshape(6, 3) - 9) / 8,
     "bias": np.array([0.5, -0.25, 0.0, 2.0], dtype=np.float32),
     "scale": np.array(1.5, dtype=np.float32),
     "empty": np.zeros((0, 3), dtype=np.float32),
@@ -37,6 +39,8 @@ def enter_run() -> None:
 def drawn(label: int, weight: float = 2.0, params: Arrays = PARAMS) -> Update:
     """Returns an update that depends on the label alone: multiples of 1/4, so that float32 adds it up exactly.
 
+    Of the item table those with an odd label have the trained rows alone.
+
     Args:
         label: of the stream; two thirds of the rows of the item table are trained, which ones depends on it too.
         weight: of the one unit behind it.
@@ -46,31 +50,60 @@ def drawn(label: int, weight: float = 2.0, params: Arrays = PARAMS) -> Update:
     arrays: Arrays = {}
     for name, param in params.items():
         delta = np.asarray(generator.integers(-8, 9, size=param.shape) / 4)
-        if name == ROWS:
+        if name == TABLE:
             trained = (np.arange(len(param)) + label) % 3 != 0
             delta *= trained[:, None]
             arrays[COUNT + name] = (weight * trained).astype(np.float32)
         arrays[DELTA + name] = np.asarray(weight * delta, dtype=param.dtype)
-    return Update(arrays, _scalars(weight), label)
+    update = Update(arrays, _scalars(weight), label)
+    return trained_rows(update) if label % 2 else update
+
+
+def whole(update: Update) -> Update:
+    """Returns the update with all rows of the item table."""
+    if update.rows(TABLE) is None:
+        return update
+    arrays = {name: array for name, array in update.arrays.items() if name != ROWS + TABLE}
+    arrays[DELTA + TABLE] = update.delta(TABLE)
+    if (count := update.count(TABLE)) is not None:
+        arrays[COUNT + TABLE] = count
+    return replace(update, arrays=arrays, num_rows={})
+
+
+def trained_rows(update: Update) -> Update:
+    """Returns the update with those rows of the item table alone that somebody trained, and none that stayed zero."""
+    arrays = dict(whole(update).arrays)
+    if DELTA + TABLE not in arrays:
+        return update
+    table, count = arrays[DELTA + TABLE], arrays.get(COUNT + TABLE)
+    rows = np.flatnonzero(table.any(axis=1) if count is None else table.any(axis=1) | (count > 0)).astype(np.int32)
+    arrays[ROWS + TABLE], arrays[DELTA + TABLE] = rows, table[rows]
+    if count is not None:
+        arrays[COUNT + TABLE] = count[rows]
+    return replace(update, arrays=arrays, num_rows={TABLE: len(table)})
 
 
 def without_change(update: Update, weight: float) -> Update:
     """Returns an update of this weight whose deltas are zero."""
-    kept = {name: np.full_like(a, weight if name.startswith(COUNT) else 0.0) for name, a in update.arrays.items()}
-    return Update(kept, _scalars(weight), update.partition_id)
+    kept = {
+        name: array if name.startswith(ROWS) else np.full_like(array, weight if name.startswith(COUNT) else 0.0)
+        for name, array in update.arrays.items()
+    }
+    return replace(update, arrays=kept, scalars=_scalars(weight))
 
 
 def added(one: Update, other: Update) -> Update:
     """Returns both updates as one node would send them: updates are additive."""
-    arrays = {name: np.asarray(array + other.arrays[name]) for name, array in one.arrays.items()}
+    arrays = {name: np.asarray(array + whole(other).arrays[name]) for name, array in whole(one).arrays.items()}
     return Update(arrays, {key: one.scalars[key] + other.scalars[key] for key in one.scalars}, one.partition_id)
 
 
 def asked_for(update: Update, weighting: str, names: Iterable[str]) -> Update:
     """Returns a copy with what a node sends that was given these parameters: counts only where rows are weighted."""
-    wanted = {DELTA + name for name in names} | ({COUNT + name for name in names} if weighting == "rows" else set())
+    kinds = (DELTA, ROWS, COUNT) if weighting == "rows" else (DELTA, ROWS)
+    wanted = {kind + name for name in names for kind in kinds}
     arrays = {name: array.copy() for name, array in update.arrays.items() if name in wanted}
-    return Update(arrays, dict(update.scalars), update.partition_id)
+    return replace(update, arrays=arrays, scalars=dict(update.scalars))
 
 
 def contents(message: Message, update: Update) -> tuple[Arrays, dict[str, Any]]:
@@ -81,7 +114,10 @@ def contents(message: Message, update: Update) -> tuple[Arrays, dict[str, Any]]:
     arrays = {}
     for name, array in sent.arrays.items():
         param = received.get(name.removeprefix(DELTA))
-        arrays[name] = array if param is None else array.reshape(param.shape).astype(param.dtype)
+        if param is not None:
+            shape = param.shape if sent.rows(name.removeprefix(DELTA)) is None else (len(array), *param.shape[1:])
+            array = array.reshape(shape).astype(param.dtype)
+        arrays[name] = array
     return arrays, {**sent.scalars, Said.ROUND: config[Ask.ROUND]}
 
 
@@ -116,6 +152,8 @@ class Nodes(Grid):
     def __init__(self, answers: Sequence[Answer], ids: Sequence[int] | None = None) -> None:
         enter_run()
         self.answers = list(answers)
+        self._ids = itertools.count(1)
+        self._replies: dict[str, list[Message]] = {}
         self.partitions = {node: p for p, node in enumerate(ids or range(101, 101 + len(answers)))}
 
     def set_run(self, run: Run) -> None:
@@ -137,12 +175,17 @@ class Nodes(Grid):
         return list(self.partitions)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Raises: only `send_and_receive` is there."""
-        raise NotImplementedError("the kit's nodes answer at once: use send_and_receive")
+        """Returns the ids of messages, which the nodes answer at once."""
+        pushed = []
+        for message in messages:
+            message_id = message.metadata.__dict__["_message_id"] = str(next(self._ids))
+            self._replies[message_id] = self._handle(message)
+            pushed.append(message_id)
+        return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Raises: only `send_and_receive` is there."""
-        raise NotImplementedError("the kit's nodes answer at once: use send_and_receive")
+        """Returns the replies to these messages that were not pulled yet."""
+        return [reply for message_id in message_ids for reply in self._replies.pop(message_id, [])]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Returns every reply, in the order of the messages."""

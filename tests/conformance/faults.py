@@ -33,17 +33,16 @@ class DropsAParameter(RecStrategy):
         return {name: array for name, array in stepped.items() if name != "bias"}
 
 
-class AddsIntoTheFirstUpdate(RecStrategy):
-    """Saves memory at the cost of whoever else holds the update."""
+class ScalesUpdatesInPlace(RecStrategy):
+    """Saves memory at the cost of whoever else holds the updates."""
 
     def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
-        first, *rest = updates
-        weight = first.weight
-        for update in rest:
-            weight += update.weight
+        given = list(updates)
+        weight = max(sum(update.weight for update in given), 1.0)
+        for update in given:
             for name in params:
-                first.arrays[DELTA + name][...] += update.delta(name)
-        return {name: first.delta(name) / max(weight, 1.0) for name in params}
+                update.arrays[DELTA + name] /= weight
+        return {name: sum((update.delta(name) for update in given), np.zeros(p.shape)) for name, p in params.items()}
 
     @property
     def weighting(self) -> Any:
@@ -93,6 +92,20 @@ class ClipsEachNode(RecStrategy):
             arrays = {k: a * factor if k.startswith(DELTA) else a for k, a in update.arrays.items()}
             clipped.append(replace(update, arrays=arrays))
         return super().aggregate(clipped, params)
+
+
+class AveragesRowsOverTheirSenders(RecStrategy):
+    """Takes a row that did not come for one that the node did not train, though others sent rows of zeros."""
+
+    def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
+        given = list(updates)
+        mean = super().aggregate(given, params)
+        senders = np.zeros(len(params["table"]))
+        for update in given:
+            rows = update.rows("table")
+            senders[... if rows is None else rows] += update.weight
+        mean["table"] *= sum(update.weight for update in given) / np.maximum(senders, 1.0)[:, None]
+        return mean
 
 
 class _ForgetfulAdam(Adam):

@@ -14,7 +14,7 @@ from fedrec_app import client_app
 from fedrec_app.config import RunConfig
 from fedrec_app.errors import DataError, FedrecError
 from fedrec_app.node_data import cohort
-from fedrec_app.records import from_record
+from fedrec_app.records import Arrays, changed_rows, from_record, num_bytes, to_record
 from fedrec_app.simulate import simulate
 
 SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
@@ -25,6 +25,7 @@ SHARED = {
         *(f"mlp.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")),
     },
 }  # fmt: skip
+ROW_NAMES = {"mf": {"item_embedding"}, "neumf": {"item_gmf", "item_mlp", "item_bias"}}
 SUMS = {"eval/names", "eval/sums", "eval/item_counts", "eval/counts", "stat/item-counts"}
 
 
@@ -54,8 +55,9 @@ def test_no_private_array_and_no_user_id_leaves_a_client(tmp_path: Path, model: 
     assert len(replies) == 3 * (1 + 3 + 3 + 1)  # roll-call, three rounds of training and validation, test
 
     prefixed = {f"delta/{name}" for name in SHARED[model]} if update == "delta" else SHARED[model]
+    rows = {f"rows/{name}" for name in ROW_NAMES[model]} if update == "delta" else set()
     names = {name for m in replies for record in m.content.array_records.values() for name in record}
-    assert names <= prefixed | SUMS
+    assert names <= prefixed | rows | SUMS
     assert prefixed <= names
 
     wire = sent_by_clients(replies)
@@ -91,10 +93,74 @@ def test_the_last_gate_stops_an_array_that_is_not_shared() -> None:
             def shared_names() -> list[str]:
                 return ["item_embedding"]
 
-    client_app._check_outgoing(["delta/item_embedding", "count/item_embedding", "eval/sums"], Client())  # type: ignore[arg-type]
-    for name in ("user_embedding", "delta/user_embedding", "user-keys"):
+    passing = ["delta/item_embedding", "count/item_embedding", "rows/item_embedding", "eval/sums"]
+    client_app._check_outgoing(passing, Client())  # type: ignore[arg-type]
+    for name in ("user_embedding", "delta/user_embedding", "rows/user_embedding", "user-keys"):
         with pytest.raises(FedrecError, match="must not leave the node"):
             client_app._check_outgoing([name], Client())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weighting", ["examples", "rows"])
+@pytest.mark.parametrize("model", ["mf", "neumf"])
+def test_nodes_send_the_rows_that_they_changed_alone_which_changes_nothing_but_the_traffic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, weighting: str
+) -> None:
+    flat = {
+        "output-dir": str(tmp_path), "num-server-rounds": 2, "data.options": SMALL, "model.name": model,
+        "model.options": '{"loss": "bce"}' if model == "mf" else "{}", "train.num-negatives": 1,
+        "strategy.name": "fedavg", "strategy.options": f'{{"weighting": "{weighting}"}}',
+    }  # fmt: skip
+    trained: list[Arrays] = []
+
+    def tap(message: Message) -> None:
+        if message.metadata.reply_to_message_id and message.metadata.message_type == "train":
+            trained.append(from_record(message.content.array_records["arrays"]))
+
+    def run() -> tuple[dict[str, bytes], int]:
+        result = simulate(flat, 40, taps=[tap])
+        arrays, _, _ = result.folder.read_model()
+        assert result.summary["dropped_updates"] == {}
+        return {name: array.tobytes() for name, array in arrays.items()}, result.summary["bytes_up"]
+
+    model_from_rows, bytes_of_rows = run()
+    alone = [arrays for arrays in trained if any(name.startswith("rows/") for name in arrays)]
+    assert len(alone) > len(trained) / 2
+    for arrays in alone:
+        for rows_name in (name for name in arrays if name.startswith("rows/")):
+            name = rows_name.removeprefix("rows/")
+            delta, count = arrays[f"delta/{name}"], arrays.get(f"count/{name}")
+            assert name in ROW_NAMES[model]
+            assert len(arrays[rows_name]) == len(delta) < 60
+            assert (count is None) == (weighting != "rows")
+            assert count is None or len(count) == len(delta)
+    monkeypatch.setattr("fedrec_app.client.changed_rows", lambda delta, count=None: None)
+    model_from_tables, bytes_of_tables = run()
+    assert model_from_rows == model_from_tables
+    assert bytes_of_rows < 0.9 * bytes_of_tables
+
+
+def test_the_rows_that_are_sent_are_those_that_changed_or_count_and_only_where_that_is_less() -> None:
+    delta = np.zeros((1000, 4))
+    delta[[3, 700], 1] = 1e-300, -2.0
+    rows = changed_rows(delta)
+    assert rows is not None
+    assert rows.dtype == np.int32
+    np.testing.assert_array_equal(rows, [3, 700])
+    count = np.zeros(1000)
+    count[[3, 5]] = 2.0
+    np.testing.assert_array_equal(changed_rows(delta, count), [3, 5, 700])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(changed_rows(np.zeros((1000, 4))), [])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(changed_rows(np.full((1000, 1, 1), 0.0) + (np.arange(1000) == 9)[:, None, None]), [9])  # type: ignore[arg-type]
+    for size in range(0, 1001, 50):
+        delta = np.zeros((1000, 4), dtype=np.float32)
+        delta[:size] = 1
+        rows = changed_rows(delta)
+        alone = to_record({"rows/t": np.arange(size, dtype=np.int32), "delta/t": delta[:size]})
+        assert (rows is not None) == (
+            num_bytes(RecordDict({"a": alone})) < num_bytes(RecordDict({"a": to_record({"delta/t": delta})}))
+        )
+    for few in (np.zeros((0, 4)), np.zeros((3, 4)), np.zeros((5, 0))):
+        assert changed_rows(few) is None
 
 
 def test_an_error_on_the_node_does_not_quote_its_data(tmp_path: Path) -> None:

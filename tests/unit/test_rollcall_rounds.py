@@ -112,12 +112,12 @@ class Nodes(LocalGrid):
     def get_node_ids(self) -> Iterable[int]:
         return [node for node in super().get_node_ids() if self.partition[node] not in self.away]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
         asked = [self.partition[m.metadata.dst_node_id] for m in messages]
         self.asked.append((messages[0].metadata.message_type, asked))
         heard = [m for m, partition in zip(messages, asked, strict=True) if partition not in self.silent]
-        return super().send_and_receive(heard, timeout=timeout)
+        return super().push_messages(heard)
 
 
 def metric_sums(value: float, names: tuple[str, ...] = ("ndcg@10",), num_items: int = 3) -> Arrays:
