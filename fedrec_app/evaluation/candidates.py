@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from fedrec_app.data.cohort import Cohort
-from fedrec_app.evaluation.ranking import NUM_NEGATIVES, sampled_negatives
-from fedrec_app.seeding import rng
+from fedrec_app.data.histories import Histories, as_range
+from fedrec_app.seeding import stream_key
+from fedrec_app.splitmix import GOLDEN, below, stream_start, uniform
+
+NUM_NEGATIVES = 99
+# P(Poisson(1) <= n); what lies beyond 2^-53 of the end is never drawn.
+_POISSON = np.array([*np.cumsum([math.exp(-1.0) / math.factorial(n) for n in range(18)]), 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +55,9 @@ class Candidates:
         """
         users = np.arange(len(cohort)) if users is None else users
         keys = cohort.keys[users]
-        parts = [part.select(users) for part in (cohort.train, cohort.validation, cohort.test)]
-        negatives = np.full((len(users), num_negatives), -1, dtype=np.int32)
-        for row, key in enumerate(keys):
-            never = np.concatenate([part[row] for part in parts])
-            drawn = sampled_negatives(int(key), seed, never, cohort.num_items, num_negatives)
-            negatives[row, : len(drawn)] = drawn
+        train, validation, test = (part.select(users) for part in (cohort.train, cohort.validation, cohort.test))
+        never = train.followed_by(validation).followed_by(test)
+        negatives = sampled_negatives(keys, seed, never, cohort.num_items, num_negatives)
         weights = bootstrap_weights(keys, seed, num_bootstrap)
         negatives.setflags(write=False)
         weights.setflags(write=False)
@@ -65,15 +69,64 @@ class Candidates:
     @property
     def short(self) -> NDArray[np.bool_]:
         """(num_users,) whether the user has fewer free items than were to be drawn."""
-        return np.any(self.negatives < 0, axis=1)
+        return np.any(self.negatives[:, -1:] < 0, axis=1)
 
     def select(self, users: NDArray[np.int64]) -> Candidates:
-        """Returns the draws of these rows, in this order.
+        """Returns the draws of these rows, in this order; views where the rows are neighbors.
 
         Args:
             users: (num_selected,) positions.
         """
-        return Candidates(self.seed, self.negatives[users], self.weights[users])
+        rows = as_range(users)
+        return Candidates(self.seed, self.negatives[rows], self.weights[rows])
+
+
+def sampled_negatives(
+    keys: NDArray[np.uint64], seed: int, never: Histories, num_items: int, num_negatives: int = NUM_NEGATIVES
+) -> NDArray[np.int32]:
+    """Returns (num_users, num_negatives) distinct items that the user never interacted with, every set of them equally
+    likely; a user who has fewer free items gets all of them, in order, and then -1.
+
+    A user's depend on (seed, key) and his own items alone, not on who else is drawn for.
+
+    Args:
+        keys: (num_users,) what stands for each user in random streams.
+        seed: the run's seed.
+        never: what each user interacted with, in train, validation and test, in any order; items may repeat.
+        num_items: size of the catalog.
+        num_negatives: how many to draw.
+    """
+    negatives = np.full((len(keys), num_negatives), -1, dtype=np.int32)
+    _draw_negatives(_base(seed, "evaluation-negatives"), keys, never.indptr, never.items, num_items, negatives)
+    return negatives
+
+
+@njit(nogil=True, cache=True)
+def _draw_negatives(base, keys, indptr, items, num_items, negatives):
+    num_negatives = negatives.shape[1]
+    marks = np.zeros(num_items, dtype=np.int64)
+    for u in range(len(keys)):
+        stamp = u + 1
+        num_free = num_items
+        for item in items[indptr[u] : indptr[u + 1]]:
+            num_free -= marks[item] != stamp
+            marks[item] = stamp
+        drawn = 0
+        if num_free <= num_negatives:
+            for item in range(num_items):
+                if marks[item] != stamp:
+                    negatives[u, drawn] = item
+                    drawn += 1
+            continue
+        # Until as many free items have come up: some five times `num_items` tries where nearly all are taken.
+        state = stream_start(base, 0, keys[u])
+        while drawn < num_negatives:
+            state += GOLDEN
+            item = below(state, num_items)
+            if marks[item] != stamp:
+                marks[item] = stamp
+                negatives[u, drawn] = item
+                drawn += 1
 
 
 def bootstrap_weights(keys: NDArray[np.uint64], seed: int, num_bootstrap: int) -> NDArray[np.uint8]:
@@ -84,8 +137,23 @@ def bootstrap_weights(keys: NDArray[np.uint64], seed: int, num_bootstrap: int) -
         seed: the run's seed.
         num_bootstrap: number of bootstrap replicates.
     """
-    weights = np.zeros((len(keys), num_bootstrap), dtype=np.uint8)
-    if num_bootstrap:
-        for row, key in enumerate(keys):
-            weights[row] = rng(seed, "bootstrap", int(key)).poisson(1.0, num_bootstrap)
+    weights = np.empty((len(keys), num_bootstrap), dtype=np.uint8)
+    _draw_weights(_base(seed, "bootstrap"), keys, _POISSON, weights)
     return weights
+
+
+@njit(nogil=True, cache=True)
+def _draw_weights(base, keys, distribution, weights):
+    for u in range(len(keys)):
+        state = stream_start(base, 0, keys[u])
+        for b in range(weights.shape[1]):
+            state += GOLDEN
+            number = uniform(state)
+            count = 0
+            while number >= distribution[count]:
+                count += 1
+            weights[u, b] = count
+
+
+def _base(seed: int, purpose: str) -> np.uint64:
+    return np.uint64(stream_key(seed, purpose) & (2**64 - 1))

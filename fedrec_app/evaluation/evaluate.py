@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedrec_app.data.cohort import Cohort, Part
-from fedrec_app.data.histories import Histories
+from fedrec_app.data.histories import Histories, as_range
 from fedrec_app.errors import FedrecError, unknown
 from fedrec_app.evaluation.candidates import Candidates
-from fedrec_app.evaluation.metrics import SAMPLED_METRICS, metric_names, user_metrics
-from fedrec_app.evaluation.ranking import as_array, rank_block, rank_sampled, top_items
+from fedrec_app.evaluation.metrics import SAMPLED_METRICS, metric_names, user_metrics, weighted_sums
+from fedrec_app.evaluation.ranking import Scores, rank_and_list, rank_sampled, readable
 from fedrec_app.evaluation.sums import SAMPLED, MetricSums
+from fedrec_app.threads import even_parts, in_threads
 
-if TYPE_CHECKING:
-    from fedrec_app.evaluation.ranking import Scores
+ScoreBlock = Callable[[NDArray[np.int64]], Scores]
 
-    ScoreBlock = Callable[[NDArray[np.int64]], Scores]
+Ranked = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+PART = 1 << 19
+"""Scores that a thread ranks at least, about half a millisecond of work: with fewer, starting it costs more than it
+saves."""
 
 
 def evaluation_names(ks: Sequence[int], sampled_ks: Sequence[int] = (10,)) -> tuple[str, ...]:
@@ -77,67 +81,80 @@ def evaluate_cohort(
         raise ValueError(f"blocks of {block} users: must be at least 1")
     users = np.arange(len(cohort)) if users is None else np.asarray(users, dtype=np.int64)
     _check(cohort, users, seed, num_bootstrap, candidates)
-    held_out = _distinct(cohort.held_out(part), cohort.num_items)
-    known = cohort.known(part)
-    active = users[held_out.lengths[users] > 0]
-    names = evaluation_names(ks, sampled_ks)
-    zero = MetricSums.zero(names, cohort.num_items, num_bootstrap, list_length)
-    total = replace(zero, num_without_held_out=len(users) - len(active))
+    active = users[cohort.held_out(part).lengths[users] > 0]
+    rows = as_range(active)
+    held_out = _distinct(_lists_of(rows, cohort.held_out(part)), cohort.num_items)
+    known = _lists_of(rows, cohort.known(part))
+    drawn = (
+        Candidates.of(cohort, seed, num_bootstrap, users=active) if candidates is None else candidates.select(active)
+    )
+    full_ranks, sampled_ranks = np.empty((2, len(held_out.items)), dtype=np.int64)
+    item_counts = np.zeros(cohort.num_items, dtype=np.int64)
     for start in range(0, len(active), block):
-        chosen = active[start : start + block]
-        scores = as_array(score_block(chosen))
-        if scores.shape != (len(chosen), cohort.num_items):
-            raise FedrecError(
-                f"the model returned scores of shape {scores.shape} for {len(chosen)} users "
-                f"and {cohort.num_items} items: must be {(len(chosen), cohort.num_items)}"
-            )
-        drawn = (
-            Candidates.of(cohort, seed, num_bootstrap, users=chosen)
-            if candidates is None
-            else candidates.select(chosen)
-        )
-        total += _sum_block(
-            scores, known.select(chosen), held_out.select(chosen), drawn, chosen, total, len(metric_names(ks))
-        )
-    return total
+        stop = min(start + block, len(active))
+        chosen, targets = active[start:stop], held_out.between(start, stop)
+        ranks = slice(held_out.indptr[start], held_out.indptr[stop])
+        full_ranks[ranks], sampled_ranks[ranks], lists = _rank_users(
+            _scores_of(chosen, score_block, cohort.num_items),
+            known.between(start, stop), targets, drawn.negatives[start:stop], list_length, chosen,
+        )  # fmt: skip
+        item_counts += np.bincount(lists.ravel() + 1, minlength=cohort.num_items + 1)[1:]
+    names, sampled_names = metric_names(ks), metric_names(sampled_ks, SAMPLED_METRICS, SAMPLED)
+    values = np.ones((len(active), len(names) + len(sampled_names) + 1))
+    values[:, : len(names)] = user_metrics(full_ranks, held_out.lengths, names)
+    values[:, len(names) : -1] = user_metrics(sampled_ranks, held_out.lengths, sampled_names)
+    return MetricSums(
+        names=names + sampled_names,
+        sums=weighted_sums(values, drawn.weights[:, :num_bootstrap]),
+        item_counts=item_counts,
+        num_users=len(active),
+        num_without_held_out=len(users) - len(active),
+        num_held_out=len(held_out.items),
+        num_short_negatives=int(np.count_nonzero(drawn.short)),
+        list_length=list_length,
+    )
 
 
-def _sum_block(
-    scores: NDArray[np.floating],
+def _lists_of(rows: slice | NDArray[np.int64], histories: Histories) -> Histories:
+    return histories.between(rows.start, rows.stop) if isinstance(rows, slice) else histories.select(rows)
+
+
+def _scores_of(users: NDArray[np.int64], score_block: ScoreBlock, num_items: int) -> Scores:
+    scores = readable(score_block(users))
+    if scores.shape != (len(users), num_items):
+        raise FedrecError(
+            f"the model returned scores of shape {tuple(scores.shape)} for {len(users)} users "
+            f"and {num_items} items: must be {(len(users), num_items)}"
+        )
+    return scores
+
+
+def _rank_users(
+    scores: Scores,
     known: Histories,
     held_out: Histories,
-    drawn: Candidates,
+    negatives: NDArray[np.int32],
+    list_length: int,
     users: NDArray[np.int64],
-    like: MetricSums,
-    num_full: int,
-) -> MetricSums:
-    full = rank_block(scores, known, held_out, users)
-    sampled = rank_sampled(scores, drawn.negatives, held_out, users)
-    listed = top_items(scores, known, like.list_length, users)
-    values = np.concatenate(
-        [
-            user_metrics(full, held_out.lengths, like.names[:num_full]),
-            user_metrics(sampled, held_out.lengths, like.names[num_full:]),
-            np.ones((len(users), 1)),
-        ],
-        axis=1,
-    )
-    num_bootstrap = len(like.sums) - 1
-    weights = np.ones((1 + num_bootstrap, len(users)))
-    weights[1:] = drawn.weights[:, :num_bootstrap].T
-    return MetricSums(
-        names=like.names,
-        sums=weights @ values,
-        item_counts=np.bincount(listed[listed >= 0], minlength=len(like.item_counts)).astype(np.int64),
-        num_users=len(users),
-        num_without_held_out=0,
-        num_held_out=len(held_out.items),
-        num_short_negatives=int(drawn.short.sum()),
-        list_length=like.list_length,
-    )
+) -> Ranked:
+    """Returns full ranks, sampled ranks and lists of a block of users, dealt to threads where that is worth it."""
+
+    def rank_part(start: int, stop: int) -> Ranked:
+        rows, targets, names = scores[start:stop], held_out.between(start, stop), users[start:stop]
+        full, lists = rank_and_list(rows, known.between(start, stop), targets, list_length, names)
+        return full, rank_sampled(rows, negatives[start:stop], targets, names), lists
+
+    num_parts = min(torch.get_num_threads(), scores.size // PART) if isinstance(scores, np.ndarray) else 1
+    if num_parts <= 1:
+        return rank_part(0, len(users))
+    parts = even_parts(1 + held_out.lengths, num_parts)
+    full, sampled, lists = zip(*in_threads(rank_part, parts), strict=True)
+    return np.concatenate(full), np.concatenate(sampled), np.concatenate(lists)
 
 
 def _distinct(histories: Histories, num_items: int) -> Histories:
+    if len(histories.items) <= len(histories) and histories.lengths.max(initial=0) <= 1:
+        return histories
     pairs = np.unique(histories.rows() * num_items + histories.items)
     if len(pairs) == len(histories.items):
         return histories
@@ -153,7 +170,7 @@ def _check(
 ) -> None:
     if len(users) and not (users.min() >= 0 and users.max() < len(cohort)):
         raise ValueError(f"users {users.min()}..{users.max()}: the cohort has 0..{len(cohort) - 1}")
-    if len(np.unique(users)) != len(users):
+    if len(users) and np.bincount(users).max() > 1:
         raise ValueError("users: the same position twice")
     if candidates is None:
         return

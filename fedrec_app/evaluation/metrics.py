@@ -15,17 +15,22 @@ ECIR 2022). With R_u the held-out items of user u and r the 0-based rank of one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from fedrec_app.data.stats import gini
 from fedrec_app.errors import DataError, unknown
+from fedrec_app.evaluation.kernels import read_only
 from fedrec_app.evaluation.sums import SAMPLED, MetricSums
 
 METRICS = ("hr", "ndcg", "recall", "precision", "f1", "mrr")
+_HR, _NDCG, _RECALL, _PRECISION, _F1, _MRR = range(len(METRICS))
 SAMPLED_METRICS = ("hr", "ndcg")
 
 
@@ -64,34 +69,74 @@ def user_metrics(
     num_users = len(num_held_out)
     if len(ranks) != num_held_out.sum():
         raise ValueError(f"{len(ranks)} ranks for {num_held_out.sum()} held-out items")
-    rows = np.repeat(np.arange(num_users), num_held_out)
-    gains = 1.0 / np.log2(ranks + 2.0)
-    best = np.full(num_users, np.iinfo(np.int64).max)
-    np.minimum.at(best, rows, ranks)
-    values = np.zeros((num_users, len(names)))
-    for column, name in enumerate(names):
-        metric, k = _parse(name)
-        inside = ranks < k
-        hits = np.bincount(rows[inside], minlength=num_users).astype(np.float64)
-        if metric == "hr":
-            value = hits > 0
-        elif metric == "recall":
-            value = _ratio(hits, num_held_out)
-        elif metric == "precision":
-            value = hits / k
-        elif metric == "f1":
-            # 2pr / (p + r) with p = hits / k and r = hits / n is 2 hits / (k + n).
-            value = 2.0 * hits / (k + num_held_out)
-        elif metric == "mrr":
-            value = np.where(best < k, 1.0 / (np.minimum(best, k) + 1.0), 0.0)
-        else:
-            depth = np.minimum(num_held_out, k)
-            ideal = np.concatenate(([0.0], np.cumsum(1.0 / np.log2(np.arange(depth.max(initial=0)) + 2.0))))
-            dcg = np.bincount(rows[inside], weights=gains[inside], minlength=num_users)
-            # Rounding in the sums may put a perfect list a hair above 1.
-            value = np.minimum(_ratio(dcg, ideal[depth]), 1.0)
-        values[:, column] = value
+    metrics, ks = _parse(tuple(names))
+    values = np.empty((num_users, len(names)))
+    _fill(ranks, num_held_out, metrics, ks, values)
     return values
+
+
+@njit(nogil=True, cache=True)
+def _fill(ranks, num_held_out, metrics, ks, values):
+    start = 0
+    for u, count in enumerate(num_held_out):
+        mine = ranks[start : start + count]
+        start += count
+        for column in range(len(metrics)):
+            metric, k = metrics[column], ks[column]
+            hits, gain, best = 0, 0.0, k
+            for rank in mine:
+                if rank < k:
+                    hits += 1
+                    best = min(best, rank)
+                    if metric == _NDCG:
+                        gain += 1.0 / math.log2(rank + 2.0)
+            value = 0.0
+            if hits > 0:
+                if metric == _HR:
+                    value = 1.0
+                elif metric == _NDCG:
+                    ideal = 0.0
+                    for place in range(min(count, k)):
+                        ideal += 1.0 / math.log2(place + 2.0)
+                    # Rounding in the sums may put a perfect list a hair above 1.
+                    value = min(gain / ideal, 1.0)
+                elif metric == _RECALL:
+                    value = hits / count
+                elif metric == _PRECISION:
+                    value = hits / k
+                elif metric == _F1:
+                    # 2pr / (p + r) with p = hits / k and r = hits / n is 2 hits / (k + n).
+                    value = 2.0 * hits / (k + count)
+                elif metric == _MRR:
+                    value = 1.0 / (best + 1.0)
+            values[u, column] = value
+
+
+def weighted_sums(values: NDArray[np.float64], weights: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Returns (1 + num_bootstrap, num_values) the sums over users, then those with each column of weights.
+
+    Added up user by user: a matrix product is no slower, but its rounding depends on the number of threads.
+
+    Args:
+        values: (num_users, num_values).
+        weights: (num_users, num_bootstrap).
+    """
+    sums = np.zeros((values.shape[1], 1 + weights.shape[1]))
+    _add(values, read_only(np.ascontiguousarray(weights)), sums)
+    return np.ascontiguousarray(sums.T)
+
+
+@njit(nogil=True, cache=True)
+def _add(values, weights, sums):
+    mine = np.ones(1 + weights.shape[1])
+    for u in range(len(values)):
+        for b in range(weights.shape[1]):
+            mine[1 + b] = weights[u, b]
+        for column in range(values.shape[1]):
+            value, total = values[u, column], sums[column]
+            if value != 0.0:
+                for b in range(len(mine)):
+                    total[b] += mine[b] * value
 
 
 def finalise(sums: MetricSums, popularity: ArrayLike | None = None) -> dict[str, Any]:
@@ -165,14 +210,15 @@ def popularity_percentiles(popularity: ArrayLike, num_items: int) -> NDArray[np.
     return (less + 0.5 * (not_more - less - 1)) / (num_items - 1)
 
 
-def _parse(name: str) -> tuple[str, int]:
-    metric, _, k = name.removeprefix(SAMPLED).partition("@")
-    if metric not in METRICS:
-        raise ValueError(unknown("metric", metric, METRICS))
-    if not k.isdecimal() or int(k) < 1:
-        raise ValueError(f"metric {name!r}: must end in '@' and a whole number of at least 1, such as 'ndcg@10'")
-    return metric, int(k)
-
-
-def _ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
-    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+@lru_cache(maxsize=64)
+def _parse(names: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    metrics, ks = [], []
+    for name in names:
+        metric, _, k = name.removeprefix(SAMPLED).partition("@")
+        if metric not in METRICS:
+            raise ValueError(unknown("metric", metric, METRICS))
+        if not k.isdecimal() or int(k) < 1:
+            raise ValueError(f"metric {name!r}: must end in '@' and a whole number of at least 1, such as 'ndcg@10'")
+        metrics.append(METRICS.index(metric))
+        ks.append(int(k))
+    return np.array(metrics, dtype=np.int64), np.array(ks, dtype=np.int64)

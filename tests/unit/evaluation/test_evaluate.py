@@ -12,10 +12,14 @@ import torch
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.errors import FedrecError
+from fedrec_app.evaluation import evaluate as evaluation
+from fedrec_app.evaluation import ranking
 from fedrec_app.evaluation.candidates import Candidates, bootstrap_weights
 from fedrec_app.evaluation.evaluate import evaluate_cohort, evaluation_names
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.sums import MetricSums
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 
 
 def evaluate(world, users=None, **kwargs) -> MetricSums:
@@ -64,6 +68,51 @@ def test_sums_are_those_of_a_loop_over_users(world):
     np.testing.assert_allclose(total.sums[:, total.names.index("ndcg@10")], gains, atol=1e-12)
     np.testing.assert_allclose(total.sums[:, -1], evaluated, atol=1e-12)
     assert total.item_counts.tolist() == listed.tolist()
+
+
+@pytest.fixture
+def any_block_is_dealt_to_threads(monkeypatch):
+    monkeypatch.setattr(evaluation, "PART", 1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("any_block_is_dealt_to_threads")
+def test_sums_are_the_same_bits_for_any_number_of_threads_and_any_block(world):
+    once = evaluate(world, num_bootstrap=20).to_arrays()
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        for block in (1, 7, 64, 1000):
+            again = evaluate(world, num_bootstrap=20, block=block).to_arrays()
+            assert all(np.array_equal(again[name], once[name]) for name in once), (threads, block)
+
+
+@pytest.mark.usefixtures("any_block_is_dealt_to_threads")
+def test_the_first_user_with_a_score_that_is_not_finite_is_named_from_any_thread(world):
+    scores = world.scores.copy()
+    first, second = np.flatnonzero(world.cohort.test.lengths)[[30, 60]]
+    for user in (first, second):
+        scores[user, world.cohort.test[user][0]] = np.inf
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        with pytest.raises(FedrecError, match=f"first of user {first} "):
+            evaluate(replace(world, scores=scores))
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_scores_that_stay_on_their_device_give_the_same_sums(world, device, monkeypatch):
+    here = evaluate(world, num_bootstrap=3).to_arrays()
+    monkeypatch.setattr(ranking, "_stays_on_device", lambda scores: True)
+    tensor = torch.tensor(world.scores, device=device)
+    there = evaluate_cohort(
+        lambda users: tensor[torch.tensor(users, device=device)],
+        world.cohort,
+        "test",
+        seed=3,
+        num_bootstrap=3,
+        block=13,
+    ).to_arrays()
+    assert all(np.array_equal(there[name], here[name]) for name in here)
 
 
 def test_users_with_nothing_held_out_are_skipped_and_counted(world):
@@ -178,30 +227,6 @@ def test_candidates_of_something_else_are_refused(world):
     ):
         with pytest.raises(ValueError, match="candidates"):
             evaluate(world, candidates=candidates, num_bootstrap=2)
-
-
-def test_candidates_never_include_an_item_of_the_user_and_are_the_same_on_every_node(world):
-    whole = Candidates.of(world.cohort, 3, num_bootstrap=6)
-    users = np.random.default_rng(1).permutation(len(world.cohort))[:30]
-    _, cohort = world.node(users)
-    part = Candidates.of(cohort, 3, num_bootstrap=6)
-    assert np.array_equal(part.negatives, whole.negatives[users])
-    assert np.array_equal(part.weights, whole.weights[users])
-    for user in range(len(world.cohort)):
-        drawn = whole.negatives[user][whole.negatives[user] >= 0]
-        own = np.concatenate([h[user] for h in (world.cohort.train, world.cohort.validation, world.cohort.test)])
-        assert not set(drawn.tolist()) & set(own.tolist())
-        assert len(drawn) == min(99, world.cohort.num_items - len(set(own.tolist())))
-    assert whole.short.tolist() == [(row < 0).any() for row in whole.negatives]
-    with pytest.raises(ValueError, match="read-only"):
-        whole.negatives[0, 0] = 1
-
-
-def test_bootstrap_weights_are_poisson_with_mean_one():
-    weights = bootstrap_weights(np.arange(400, dtype=np.uint64), 0, 200).ravel().astype(float)
-    assert weights.mean() == pytest.approx(1.0, abs=0.015)
-    assert weights.var() == pytest.approx(1.0, abs=0.03)
-    assert (weights == 0).mean() == pytest.approx(math.exp(-1), abs=0.01)
 
 
 def test_intervals_are_those_of_a_bootstrap_over_users(make_world):
