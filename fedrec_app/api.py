@@ -21,8 +21,9 @@ from fedrec_app.data.histories import Histories
 from fedrec_app.data.schema import Dataset, Interactions
 from fedrec_app.data.sources import DataSource, SourceOptions
 from fedrec_app.errors import ConfigError, DataError, FedrecError, StateError
-from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState, pointwise_loss
+from fedrec_app.models.base import Batch, Factorization, ModelOptions, Recommender, UserState, pointwise_loss
 from fedrec_app.records import Arrays
+from strategies.accumulator import UpdateSum
 from strategies.base import MeanOptions, RecStrategy, Settings, StrategyOptions
 from strategies.testing import run_all
 from strategies.update import Update
@@ -37,6 +38,7 @@ __all__ = [
     "DataError",
     "DataSource",
     "Dataset",
+    "Factorization",
     "FedrecError",
     "Histories",
     "Interactions",
@@ -49,6 +51,7 @@ __all__ = [
     "StateError",
     "StrategyOptions",
     "Update",
+    "UpdateSum",
     "UserState",
     "pointwise_loss",
     "run_all",

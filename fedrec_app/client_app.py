@@ -17,14 +17,27 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore import log
-from safetensors.numpy import load
 
-from fedrec_app.client import ARRAYS_BYTES, ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
+from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
 from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.errors import ConfigError, DataError, FedrecError
 from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
-from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, EVAL, METRICS, STAT, to_record
+from fedrec_app.records import (
+    ARRAYS,
+    CONFIG,
+    COUNT,
+    DELTA,
+    EVAL,
+    METRICS,
+    ROWS,
+    STAT,
+    Arrays,
+    Ask,
+    Said,
+    from_record,
+    to_record,
+)
 
 app = ClientApp()
 
@@ -64,9 +77,7 @@ def train(message: Message, context: Context) -> Message:
     parameters, config = _received(message)
     arrays, _, metrics = client.fit(parameters, config)
     names = json.loads(metrics.pop(ARRAYS_OUT))
-    named = dict(zip(names, arrays, strict=True))
-    _check_outgoing(named, client)
-    return _reply(message, {ARRAYS: to_record(named), METRICS: MetricRecord(metrics)})
+    return _reply(message, client, dict(zip(names, arrays, strict=True)), METRICS, MetricRecord(metrics))
 
 
 @app.evaluate()
@@ -75,14 +86,12 @@ def evaluate(message: Message, context: Context) -> Message:
     """Judges the model on the node's users."""
     client = client_for(context)
     parameters, config = _received(message)
+    if config.get(Ask.SUMS):
+        sums = {EVAL + name: array for name, array in client.judge(parameters, config).to_arrays().items()}
+        return _reply(message, client, sums, METRICS, MetricRecord({Said.ROUND: int(config.get(Ask.ROUND, 1))}))
     loss, num_users, metrics = client.evaluate(parameters, config)
-    arrays = load(metrics.pop(ARRAYS_BYTES)) if ARRAYS_BYTES in metrics else {}
-    _check_outgoing(arrays, client)
     metrics.update({"loss": loss, "num-examples": num_users})
-    records: dict[str, Any] = {METRICS: MetricRecord(metrics)}
-    if arrays:
-        records[ARRAYS] = to_record(arrays)
-    return _reply(message, records)
+    return _reply(message, client, {}, METRICS, MetricRecord(metrics))
 
 
 @app.query()
@@ -90,14 +99,9 @@ def evaluate(message: Message, context: Context) -> Message:
 def query(message: Message, context: Context) -> Message:
     """Answers the roll-call."""
     client = client_for(context)
-    config = message.content.config_records.get(CONFIG, ConfigRecord())
-    properties = client.get_properties(dict(config))
-    arrays = load(properties.pop(ARRAYS_BYTES)) if ARRAYS_BYTES in properties else {}
-    _check_outgoing(arrays, client)
-    records: dict[str, Any] = {CONFIG: ConfigRecord(properties)}
-    if arrays:
-        records[ARRAYS] = to_record(arrays)
-    return _reply(message, records)
+    config = dict(message.content.get(CONFIG, {}))
+    properties = ConfigRecord(client.get_properties(config))
+    return _reply(message, client, client.statistics(config), CONFIG, properties)
 
 
 def client_for(context: Context) -> RecommenderClient:
@@ -107,7 +111,7 @@ def client_for(context: Context) -> RecommenderClient:
         ConfigError: the node has no `partition-id` and `num-partitions` (a simulation sets them, `--node-config`
             does on a deployment).
     """
-    config = _config(tuple(sorted(context.run_config.items())))
+    config, simulated = _run(tuple(sorted(context.run_config.items())))
     settings = context.node_config
     try:
         partition, total = int(settings["partition-id"]), int(settings["num-partitions"])
@@ -118,34 +122,39 @@ def client_for(context: Context) -> RecommenderClient:
     if not 0 <= partition < total:
         raise ConfigError(f"partition-id is {partition}: 0 to num-partitions - 1 = {total - 1} is allowed")
     own = settings.get("state-dir")
-    folder = Path(str(own)).expanduser() if own else default_output_dir(config.output_dir) / "nodes"
+    folder = Path(str(own)).expanduser() if own else simulated
     return RecommenderClient(config, Node(partition, total, folder, durable=own is not None))
 
 
 @lru_cache(maxsize=8)
-def _config(flat: tuple[tuple[str, Scalar], ...]) -> RunConfig:
+def _run(flat: tuple[tuple[str, Scalar], ...]) -> tuple[RunConfig, Path]:
+    """Returns the settings of a run, and where a simulation keeps the state of its nodes."""
     config = RunConfig.from_flat(dict(flat))
-    return config.resolve(model_class(config.model.name).recipe)
+    return config.resolve(model_class(config.model.name).recipe), default_output_dir(config.output_dir) / "nodes"
 
 
 def _received(message: Message) -> tuple[list[Any], dict[str, Any]]:
     content = message.content
-    if ARRAYS not in content.array_records:
+    if not isinstance(record := content.get(ARRAYS), ArrayRecord):
         raise FedrecError(f"the message has no ArrayRecord {ARRAYS!r}: it has {sorted(content)}")
-    record: ArrayRecord = content.array_records[ARRAYS]
-    config = dict(content.config_records.get(CONFIG, ConfigRecord()))
-    config[ARRAYS_IN] = json.dumps(list(record))
-    return [array.numpy() for array in record.values()], config
+    received = from_record(record)
+    return list(received.values()), {**content.get(CONFIG, {}), ARRAYS_IN: json.dumps(list(received))}
 
 
 def _check_outgoing(arrays: Iterable[str], client: RecommenderClient) -> None:
     """The last gate before anything leaves the node: only shared parameters and sums have a name that passes."""
     shared = set(client.model.shared_names())
     for name in arrays:
-        bare = name.removeprefix(DELTA).removeprefix(COUNT)
+        bare = name.removeprefix(DELTA).removeprefix(COUNT).removeprefix(ROWS)
         if bare not in shared and not name.startswith((EVAL, STAT)):
             raise FedrecError(f"array {name!r} is not shared and must not leave the node")
 
 
-def _reply(message: Message, records: dict[str, Any]) -> Message:
-    return Message(RecordDict(records), reply_to=message)
+def _reply(
+    message: Message, client: RecommenderClient, arrays: Arrays, key: str, record: MetricRecord | ConfigRecord
+) -> Message:
+    _check_outgoing(arrays, client)
+    content = RecordDict({key: record})
+    if arrays:
+        content[ARRAYS] = to_record(arrays)
+    return Message(content, reply_to=message)

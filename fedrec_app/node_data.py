@@ -1,18 +1,98 @@
-"""What a worker process keeps between messages: data, catalogs and cohorts, all immutable."""
+"""What a worker process keeps between messages: data, cohorts, what is drawn for them, and models without parameters.
+
+Everything here is immutable: a model, which training and scoring write to, is made anew for each message. What is kept
+of a node grows with its users and not with the catalog, so that a thousand one-user nodes in one process need no
+thousand item tables.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property, update_wrapper
+from threading import RLock
+from typing import Any, Generic, TypeVar
 
-from fedrec_app.config import DataConfig
+import numpy as np
+import torch
+
+from fedrec_app.config import DataConfig, RunConfig
 from fedrec_app.data import sources
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.partition import Prepared
+from fedrec_app.errors import ConfigError
 from fedrec_app.evaluation.candidates import Candidates
+from fedrec_app.models.base import Recommender, bind, initial_private, with_parameters
+from fedrec_app.models.registry import make_model
+from fedrec_app.records import Arrays
+
+MAX_BYTES = 1 << 28
+"""Of the results of one function that are kept."""
+_OBJECTS = 1 << 13
+"""Bytes of the Python objects around the arrays of a result, about."""
+
+Result = TypeVar("Result")
 
 
-@lru_cache(maxsize=2)
+class Kept(Generic[Result]):
+    """A function whose results are kept, as `functools.lru_cache` does, but by weight and not by number.
+
+    Threads that ask for the same thing at once get the same one, made once.
+
+    Args:
+        function: of positional, hashable arguments.
+        limit: where results weigh more together, those that nobody asked for for the longest time go; the newest stays.
+        weigh: returns the weight of a result.
+    """
+
+    def __init__(self, function: Callable[..., Result], limit: float, weigh: Callable[[Result], float]) -> None:
+        update_wrapper(self, function)
+        self._function, self._limit, self._weigh = function, limit, weigh
+        self._results: OrderedDict[Hashable, tuple[Result, float]] = OrderedDict()
+        self._total = 0.0
+        self._lock = RLock()
+
+    def __call__(self, *key: Hashable) -> Result:
+        """Returns what the function returns for these arguments."""
+        with self._lock:
+            if (found := self._results.get(key)) is not None:
+                self._results.move_to_end(key)
+                return found[0]
+            result = self._function(*key)
+            self._results[key] = result, self._weigh(result)
+            self._total += self._results[key][1]
+            while self._total > self._limit and len(self._results) > 1:
+                self._total -= self._results.popitem(last=False)[1][1]
+            return result
+
+    def cache_clear(self) -> None:
+        """Forgets every result."""
+        with self._lock:
+            self._results.clear()
+            self._total = 0.0
+
+
+def num_bytes(value: Any) -> int:
+    """Returns the memory of the arrays and tensors that a value, a dataclass or a model for instance, is made of."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return 0 if isinstance(value, torch.Tensor) and value.is_meta else value.nbytes
+    if isinstance(value, torch.nn.Module) or is_dataclass(value):
+        value = vars(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(num_bytes, parts))
+
+
+def _a_few(function: Callable[..., Result]) -> Kept[Result]:
+    return Kept(function, 2, lambda result: 1)
+
+
+def _by_bytes(function: Callable[..., Result]) -> Kept[Result]:
+    return Kept(function, MAX_BYTES, lambda result: num_bytes(result) + _OBJECTS)
+
+
+@_a_few
 def prepared(config: DataConfig) -> Prepared:
     """Returns the data set of a configuration, split: loaded once a process.
 
@@ -25,19 +105,76 @@ def prepared(config: DataConfig) -> Prepared:
     return Prepared.of(dataset, config.protocol, config.seed)
 
 
-@lru_cache(maxsize=2)
+@_a_few
 def catalog(config: DataConfig) -> Catalog:
     """Returns the catalog of a configuration: all that the server needs to know of the data."""
     return sources.load_catalog(config.name, config.path, config.columns, config.options, config.seed)
 
 
-@lru_cache(maxsize=4096)
+@_by_bytes
 def cohort(config: DataConfig, node: int | None, num_nodes: int) -> Cohort:
     """Returns the users of one node of a simulation; of all nodes where `node` is None."""
     return prepared(config).cohort(node, num_nodes, config.partition, config.seed)
 
 
-@lru_cache(maxsize=4096)
+@_by_bytes
 def candidates(config: DataConfig, node: int | None, num_nodes: int, num_bootstrap: int) -> Candidates:
     """Returns the evaluation draws of a node's users."""
     return Candidates.of(cohort(config, node, num_nodes), config.seed, num_bootstrap)
+
+
+def unbound_model(config: RunConfig) -> Recommender:
+    """Returns the model of a run, not bound yet.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot train as the run asks.
+    """
+    model = make_model(config.model)
+    if model.couples_users and config.train.unit == "user":
+        raise ConfigError(f'model {config.model.name!r} couples users: it needs train.unit = "node", not "user"')
+    return model
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """What a run needs of a node in every message.
+
+    Attributes:
+        cohort: its users.
+        skeleton: its model, bound, on the device "meta": without parameters, which would weigh what the catalog does.
+        initial_rows: the private rows that its users start with, by name.
+    """
+
+    cohort: Cohort
+    skeleton: Recommender
+    initial_rows: Arrays
+
+    @cached_property
+    def shared_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each shared parameter by name, in the model's order."""
+        return {name: tuple(self.skeleton.get_parameter(name).shape) for name in self.skeleton.shared_names()}
+
+    def model(self, shared: Arrays) -> Recommender:
+        """Returns a model to write to, with these shared parameters, which are not copied, and private ones of zero."""
+        values = {name: torch.from_numpy(array) for name, array in shared.items()}
+        for name in self.skeleton.private_names():
+            values[name] = torch.zeros(self.skeleton.get_parameter(name).shape)
+        return with_parameters(self.skeleton, values)
+
+    def rows(self) -> Arrays:
+        """Returns initial rows to write to."""
+        return {name: array.copy() for name, array in self.initial_rows.items()}
+
+
+@_by_bytes
+def node_data(config: RunConfig, node: int, num_nodes: int) -> NodeData:
+    """Returns what a run needs of a node.
+
+    Raises:
+        ConfigError: as `unbound_model`.
+    """
+    users = cohort(config.data, node, num_nodes)
+    model = bind(unbound_model(config), prepared(config.data).dataset.catalog, users, config.seed)
+    rows = initial_private(model, users.keys, config.seed)
+    without_values = {name: parameter.to("meta") for name, parameter in model.named_parameters()}
+    return NodeData(users, with_parameters(model, without_values), rows)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from fedrec_app import __version__, node_data
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import RunConfig, parse_options
-from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.errors import FedrecError
 from fedrec_app.models.base import Recommender, initialise, model_hash
-from fedrec_app.models.registry import make_model, model_class
+from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
@@ -102,21 +102,15 @@ def run_server(grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: I
     log(INFO, "settings that differ from the defaults: %s", asked.changed() or "none")
     try:
         catalog = node_data.catalog(config.data)
-        model = initialise(make_model(config.model), catalog, None, config.seed)
-        _check(config, model)
+        model = initialise(node_data.unbound_model(config), catalog, None, config.seed)
+        if config.data.protocol == "leaky-pfedrec":
+            log(WARNING, "LEAKY PROTOCOL: held-out items are never negatives; these figures say nothing about quality")
         summary = _Run(config, model, catalog.hash, grid, folder).execute(watchers)
     except BaseException as error:
         folder.write_summary({"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed})
         log(ERROR, "the run failed: %s", error)
         raise
     return RunResult(folder, summary)
-
-
-def _check(config: RunConfig, model: Recommender) -> None:
-    if model.couples_users and config.train.unit == "user":
-        raise ConfigError(f'model {config.model.name!r} couples users: it needs train.unit = "node", not "user"')
-    if config.data.protocol == "leaky-pfedrec":
-        log(WARNING, "LEAKY PROTOCOL: held-out items are never negatives; these figures say nothing about quality")
 
 
 @dataclass

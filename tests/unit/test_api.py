@@ -34,6 +34,7 @@ SURFACE = {
     "DataError": "fedrec_app.errors",
     "DataSource": "fedrec_app.data.sources.base",
     "Dataset": "fedrec_app.data.schema",
+    "Factorization": "fedrec_app.models.base",
     "FedrecError": "fedrec_app.errors",
     "Histories": "fedrec_app.data.histories",
     "Interactions": "fedrec_app.data.schema",
@@ -46,6 +47,7 @@ SURFACE = {
     "StateError": "fedrec_app.errors",
     "StrategyOptions": "strategies.base",
     "Update": "strategies.update",
+    "UpdateSum": "strategies.accumulator",
     "pointwise_loss": "fedrec_app.models.base",
     "run_all": "strategies.testing",
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -213,6 +214,18 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(state: PrivateStat
     assert first(state, 2) == 1
     saved(state, 2)
     assert not left.exists()
+
+
+def test_the_version_of_the_round_itself_is_read_while_another_process_writes(
+    state: PrivateState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedrec_app.private_state.LOCK_TIMEOUT", 0.05)
+    saved(state, 1, 2)
+    with FileLock(state.folder / "lock"):
+        assert [first(state, r) for r in (1, 2)] == [1, 2]
+        with pytest.raises(StateError, match="locked by another process"):
+            state.load(3, KEYS, INITIAL)  # which is the newest, the folder must tell
+    assert first(state, 3) == 2
 
 
 # Several processes ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fedrec_app.data import sources
 from fedrec_app.data.partition import Prepared, build_cohort, partition
@@ -132,6 +133,22 @@ def test_nodes_may_be_empty_but_must_exist(data: Dataset) -> None:
     for node in (-1, 100):
         with pytest.raises(ConfigError, match="nodes are 0 to 99"):
             prepared.cohort(node, 100)
+
+
+def test_users_are_dealt_once_for_all_nodes(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt: list[tuple[str, int, int]] = []
+
+    def deal(users: pd.DataFrame, scheme: str, num_nodes: int, seed: int) -> NDArray[np.int64]:
+        dealt.append((scheme, num_nodes, seed))
+        return partition(users, scheme, num_nodes, seed)
+
+    monkeypatch.setattr("fedrec_app.data.partition.partition", deal)
+    prepared = Prepared.of(data, "leave-one-out", seed=0)
+    for scheme, seed in (("users", 0), ("users", 1), ("by:region", 1)):
+        for node in range(4):
+            expected = np.flatnonzero(partition(data.users, scheme, 4, seed) == node)
+            np.testing.assert_array_equal(prepared.members(node, 4, scheme, seed), expected)
+    assert dealt == [("users", 4, 0), ("users", 4, 1), ("by:region", 4, 1)]
 
 
 def test_prepared_parts_cannot_be_written(data: Dataset) -> None:
