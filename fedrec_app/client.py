@@ -135,6 +135,7 @@ class RecommenderClient(NumPyClient):
             proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
         )
         rows = self._rows(config, server_round - 1)
+        self.model = self._kept.model(shared, rows)
         if plan.unit == "user":
             sums = fit_users(self.model, self.cohort, shared, rows, plan)
         else:
@@ -174,6 +175,7 @@ class RecommenderClient(NumPyClient):
         part: Part = "test" if config.get(Ask.PART) == "test" else "validation"
         server_round = int(config.get(Ask.ROUND, 1))
         rows = self._rows(config, int(config.get(Ask.PRIVATE_ROUND, server_round)))
+        self.model = self._kept.model(shared, rows)
         users = np.flatnonzero(self.cohort.held_out(part).lengths > 0)
         plan = FitPlan.of(self.config.train, self.config.seed, server_round)
         score_block = scorer(
@@ -190,7 +192,7 @@ class RecommenderClient(NumPyClient):
         )  # fmt: skip
 
     def _shared(self, parameters: list[NDArray], config: Mapping[str, Any]) -> Arrays:
-        """Returns the shared parameters of a message by name, in the model's order; the model has them from here on."""
+        """Returns the shared parameters of a message by name, in the model's order."""
         shapes = self._kept.shared_shapes
         received = dict(zip(json.loads(config[ARRAYS_IN]) if ARRAYS_IN in config else shapes, parameters, strict=True))
         for name, shape in shapes.items():
@@ -198,9 +200,7 @@ class RecommenderClient(NumPyClient):
                 raise FedrecError(f"the message has no parameter {name!r}: it has {', '.join(sorted(received))}")
             if received[name].shape != shape:
                 raise FedrecError(f"parameter {name!r} has shape {received[name].shape}, the model's is {shape}")
-        shared = {name: np.asarray(received[name], dtype=np.float32, order="C") for name in shapes}
-        self.model = self._kept.model(shared)
-        return shared
+        return {name: np.asarray(received[name], dtype=np.float32, order="C") for name in shapes}
 
     def _rows(self, config: Mapping[str, Any], at_round: int) -> Arrays:
         """Returns the private rows that go with a round, with the optimiser's state, to be changed in place."""

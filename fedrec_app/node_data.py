@@ -154,11 +154,14 @@ class NodeData:
         """Shape of each shared parameter by name, in the model's order."""
         return {name: tuple(self.skeleton.get_parameter(name).shape) for name in self.skeleton.shared_names()}
 
-    def model(self, shared: Arrays) -> Recommender:
-        """Returns a model to write to, with these shared parameters, which are not copied, and private ones of zero."""
-        values = {name: torch.from_numpy(array) for name, array in shared.items()}
-        for name in self.skeleton.private_names():
-            values[name] = torch.zeros(self.skeleton.get_parameter(name).shape)
+    def model(self, shared: Arrays, rows: Arrays) -> Recommender:
+        """Returns a model to write to, whose parameters are these arrays: what is done to one is done to the other.
+
+        Args:
+            shared: float32, by name.
+            rows: private rows, float32, by name; what else is among them is left out.
+        """
+        values = {name: torch.from_numpy(array) for name, array in {**shared, **rows}.items()}
         return with_parameters(self.skeleton, values)
 
     def rows(self) -> Arrays:

@@ -20,6 +20,7 @@ import io
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -117,13 +118,19 @@ _PLAIN = re.compile(
 )
 
 
+@lru_cache(maxsize=256)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Returns what numpy's format puts before a C-contiguous array."""
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return start.getvalue()
+
+
 def _array(array: NDArray) -> Array:
     """Returns `Array(array)`, its bytes copied once and not three times."""
     if array.dtype.kind not in "biuf":
         return Array(array)
-    start = io.BytesIO()
-    np.lib.format.write_array_header_1_0(start, np.lib.format.header_data_from_array_1_0(array))
-    data = b"".join((start.getvalue(), array.reshape(-1).view(np.uint8).data))
+    data = b"".join((_header(array.dtype.str, array.shape), array.reshape(-1).view(np.uint8).data))
     return Array(str(array.dtype), array.shape, "numpy.ndarray", data)
 
 

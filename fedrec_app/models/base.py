@@ -229,7 +229,7 @@ def with_parameters(model: Recommender, values: Mapping[str, Tensor]) -> Recomme
 
     Args:
         model: not changed; its other attributes are shared with the copy.
-        values: every parameter, by name; used as they are, so what is done to the copy is done to them.
+        values: every parameter, by name, and perhaps more; used as they are: what is done to the copy is done to them.
     """
     own: dict[int, Any] = {id(buffer): buffer.clone() for buffer in model.buffers()}
     for name, parameter in model.named_parameters():

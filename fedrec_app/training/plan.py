@@ -64,7 +64,7 @@ class FitPlan:
     @classmethod
     def of(cls, train: TrainConfig, seed: int, server_round: int) -> FitPlan:
         """Returns the local fit that resolved settings ask for in a round, weighted by examples."""
-        settings = train.model_dump()
+        settings = dict(train)
         if auto := sorted(name for name, value in settings.items() if value == "auto"):
             raise ValueError(f"train settings {auto} are still 'auto': resolve the configuration first")
         return cls(seed=seed, server_round=server_round, **settings)
