@@ -29,7 +29,7 @@ from strategies.base import Settings
 from strategies.evaluation import FederatedEvaluation
 from strategies.registry import make_strategy
 from strategies.rollcall import MembersOnly, Roster
-from strategies.rounds import Evaluate, Progress, RoundRecord, exchange, run_rounds
+from strategies.rounds import Evaluate, Exchange, Progress, RoundRecord, run_rounds
 
 app = ServerApp()
 
@@ -171,8 +171,9 @@ class _Run:
         ) -> tuple[MetricRecord | None, int, int]:
             roster.refresh(self.grid)
             messages = evaluation.configure(server_round, arrays, config, roster.partitions())
-            replies, down, up = exchange(self.grid, messages, self.config.strategy.round_timeout)
-            return evaluation.aggregate(server_round, replies), down, up
+            replies = Exchange(self.grid, messages, self.config.strategy.round_timeout)
+            metrics = evaluation.aggregate(server_round, replies)
+            return metrics, replies.bytes_down, replies.bytes_up
 
         return evaluate
 

@@ -6,6 +6,7 @@ It belongs to the run and not to a rule of aggregation, so it serves our strateg
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -14,8 +15,35 @@ from numpy.typing import NDArray
 
 from fedrec_app.evaluation.metrics import MetricSums, finalise
 from fedrec_app.records import ARRAYS, CONFIG, EVAL, METRICS, Ask, Said, from_record
+from strategies.accumulator import ExactSum
 from strategies.rollcall import Member, messages_to
 from strategies.update import MAX_DETAIL
+
+
+class _Alike:
+    """Answers that measure the same things, added up: exactly, so that the order of arrival does not show.
+
+    Args:
+        like: an answer of this kind, which is not added yet.
+
+    Attributes:
+        partitions: whose answers were added.
+    """
+
+    def __init__(self, like: MetricSums) -> None:
+        self.partitions: list[int] = []
+        self._added = MetricSums.zero(like.names, len(like.item_counts), len(like.sums) - 1, like.list_length)
+        self._sums = ExactSum(like.sums.shape)
+
+    def add(self, partition: int, sums: MetricSums) -> None:
+        """Adds an answer, which need not be kept."""
+        self.partitions.append(partition)
+        self._added += sums
+        self._sums.add(sums.sums)
+
+    def total(self) -> MetricSums:
+        """Returns the sums over all users; whole numbers were exact all along, the others are rounded here."""
+        return replace(self._added, sums=self._sums.total())
 
 
 class FederatedEvaluation:
@@ -45,10 +73,11 @@ class FederatedEvaluation:
     def aggregate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Returns means over users, with intervals as "ci/<name>" where bootstrap sums came; None if no node answered.
 
+        Replies are read once, as they come, and not kept. The order in which they come changes no bit of the metrics.
         A reply that is an error, was not asked for, or does not fit is dropped, counted as "dropped-evaluations" and
         logged. What most nodes measure is what counts; between equal numbers, what the lowest partition measures.
         """
-        alike: dict[Hashable, list[tuple[int, MetricSums]]] = {}
+        alike: dict[Hashable, _Alike] = {}
         dropped = 0
         seen: set[int] = set()
         for reply in replies:
@@ -60,20 +89,19 @@ class FederatedEvaluation:
                 self._drop(server_round, node, str(error))
                 continue
             kind = (sums.names, sums.sums.shape, sums.item_counts.shape, sums.list_length)
-            alike.setdefault(kind, []).append((self._asked[node].partition_id, sums))
+            if kind not in alike:
+                alike[kind] = _Alike(sums)
+            alike[kind].add(self._asked[node].partition_id, sums)
+            del reply, sums  # before the next one comes
         if not alike:
             return None
         # One node of another version must not decide what all the others are measured by.
-        most = max(alike.values(), key=lambda answers: (len(answers), -min(partition for partition, _ in answers)))
-        for partition, _ in (answer for answers in alike.values() if answers is not most for answer in answers):
+        most = max(alike.values(), key=lambda answers: (len(answers.partitions), -min(answers.partitions)))
+        for partition in (number for answers in alike.values() if answers is not most for number in answers.partitions):
             dropped += 1
             self._drop(server_round, partition, "it measures other things")
-        ordered = [sums for _, sums in sorted(most, key=lambda answer: answer[0])]
-        total = ordered[0]
-        for other in ordered[1:]:
-            total = total + other
         metrics = MetricRecord()
-        for name, value in finalise(total, self.popularity).items():
+        for name, value in finalise(most.total(), self.popularity).items():
             if name == "ci":
                 for inner, (low, high) in value.items():
                     metrics[f"ci/{inner}"] = [float(low), float(high)]

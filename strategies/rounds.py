@@ -144,13 +144,6 @@ class Exchange:
         return replies
 
 
-def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> tuple[list[Message], int, int]:
-    """Returns all replies, and the bytes sent and received; see `Exchange`."""
-    found = Exchange(grid, messages, timeout)
-    replies = list(found)
-    return replies, found.bytes_down, found.bytes_up
-
-
 def run_rounds(
     strategy: Strategy,
     grid: Grid,

@@ -38,6 +38,15 @@ class Cohort:
     never_negative: Histories
     ordered: bool = True
 
+    def __post_init__(self) -> None:
+        # Compiled loops do not check positions: a wrong one would write over memory.
+        for name in ("train", "validation", "test", "never_negative"):
+            items = getattr(self, name).items
+            if len(items) and not 0 <= items.min() <= items.max() < self.num_items:
+                raise ValueError(
+                    f"{name} holds items {items.min()} to {items.max()}: 0 to {self.num_items - 1} are there"
+                )
+
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
         """(num_users,) what stands for each user in random streams, the same on every node."""

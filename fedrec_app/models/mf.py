@@ -126,7 +126,7 @@ class MatrixFactorization(Recommender):
         lengths = histories.lengths
         longest = int(lengths.max(initial=0))
         recency = self.recency() if serving else 0.0
-        if table.device.type == "cpu":
+        if table.device.type == "cpu" and l2 > 0:
             back = recency_weights(np.array([longest]), longest, recency)[0, ::-1]
             return {"user_embedding": torch.from_numpy(ridge_rows(table.numpy(), histories, back, a, l2))}
         weights = torch.from_numpy(recency_weights(lengths, longest, recency)).float().to(table.device)
@@ -136,7 +136,15 @@ class MatrixFactorization(Recommender):
 
 
 def _ridge_rows(table: Tensor, items: Tensor, weights: Tensor, a: float, l2: float) -> Tensor:
-    """Returns what `ridge_rows` returns, on any device: (B, n) items of each user and their weights, 0 is padding."""
+    """Returns what `ridge_rows` returns, on any device and without regularisation too.
+
+    Args:
+        table: (num_items, d).
+        items: (B, n) items of each user.
+        weights: (B, n) theirs, 0 is padding.
+        a: weight of all items.
+        l2: regularisation.
+    """
     mine = table[items]
     weighted = mine * weights[:, :, None]
     grams = weighted.transpose(1, 2) @ mine + a * table.T @ table

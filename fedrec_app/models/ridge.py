@@ -31,7 +31,7 @@ def ridge_rows(
         histories: the items S of each user, oldest first.
         weights_back: (longest,) weight w of an item by how many steps back it is.
         unobserved_weight: a.
-        regularization: l.
+        regularization: l, above 0: it makes every matrix positive definite.
     """
     rows = np.zeros((len(histories), table.shape[1]), dtype=np.float32)
     wide = table.astype(np.float64)

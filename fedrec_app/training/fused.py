@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedrec_app.models.base import Factorization
 from fedrec_app.splitmix import stream_start
-from fedrec_app.threads import even_parts, in_threads
+from fedrec_app.threads import in_threads
 from fedrec_app.training import sampling
 from fedrec_app.training.fused_all_items import fused_all_items
 from fedrec_app.training.job import Job
@@ -62,7 +62,7 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
     table = job.shared[item_name].numpy()
     losses, weights = np.zeros(len(users)), job.weights(users)
     counts = item_name in sums.count
-    parts = even_parts(cohort.train.lengths[users])
+    parts = job.parts(users)
 
     def train(start: int, stop: int) -> tuple[NDArray, NDArray]:
         alone = len(parts) == 1
@@ -209,7 +209,8 @@ def _cohort(
             for p in range(num_met):
                 for c in range(d):
                     change = -rate * slopes[p] * start[c] if one_step else copies[p, c] - table[met[p], c]
-                    square += change * change
+                    wide = np.float64(change)
+                    square += wide * wide
             factor *= min(1.0, clip_norm / (math.sqrt(square) + 1e-6))
         for p in range(num_met):
             item = met[p]

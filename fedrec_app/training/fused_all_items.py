@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fedrec_app.models.base import Factorization
-from fedrec_app.threads import even_parts, in_threads
+from fedrec_app.threads import in_threads
 from fedrec_app.training.job import Job
 
 
@@ -32,7 +32,7 @@ def fused_all_items(job: Job, users: NDArray[np.int64], factors: Factorization) 
     losses, weights = np.zeros(len(users)), job.weights(users)
     wide = table.astype(np.float64)
     gram = wide.T @ wide
-    parts = even_parts(cohort.train.lengths[users])
+    parts = job.parts(users)
 
     def train(start: int, stop: int) -> tuple[NDArray, NDArray]:
         pull, squares = np.zeros(table.shape), np.zeros_like(gram)

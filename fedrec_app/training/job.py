@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Recommender
+from fedrec_app.threads import even_parts
 from fedrec_app.training import sampling
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
 
@@ -65,6 +67,12 @@ class Job:
         lengths = self.cohort.train.lengths[users]
         size = self.plan.batch_size
         return self.plan.local_epochs * (-(-lengths // size) if size else np.minimum(lengths, 1))
+
+    def parts(self, users: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Returns ranges of users of even work, one a thread, but no more than are worth a table of sums each."""
+        lengths = self.cohort.train.lengths[users]
+        worth = int(lengths.sum()) // self.cohort.num_items
+        return even_parts(lengths, max(1, min(torch.get_num_threads(), worth)))
 
     def tally(self, users: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
         """Adds users to the sums: their weights, numbers and (num_users,) mean losses."""

@@ -32,6 +32,8 @@ def fit_node(
         plan: what to do; a mini-batch holds `batch_size` positives of any users (0: 1024).
         partition_id: of the node, for the order of mini-batches.
     """
+    if plan.clip_norm:
+        raise ValueError("clip_norm bounds the deltas of users: a pooled node has none of them")
     start = load_shared(model, shared, plan.device)
     counted = model.row_names() if plan.weighting == "rows" else []
     sums = FitSums.zeros(shared, counted)

@@ -42,30 +42,36 @@ def several_steps(job: Job, users: NDArray[np.int64]) -> None:
         _fit_chunk(job, chunk)
 
 
+def _floats(job: Job, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns (num_users,) about how many numbers each user needs to be trained."""
+    tables, plan = set(job.model.row_names()), job.plan
+    row = sum(tensor[0].numel() for name, tensor in job.shared.items() if name in tables)
+    fixed = sum(tensor.numel() for name, tensor in job.shared.items() if name not in tables)
+    samples = job.cohort.train.lengths[users] * (1 + plan.num_negatives)
+    met = np.minimum(samples * plan.local_epochs, job.cohort.num_items)
+    if job.model.whole_catalog:
+        met[:] = job.cohort.num_items
+    batch = np.minimum(samples, plan.batch_size * (1 + plan.num_negatives)) if plan.batch_size else samples
+    return COPIES * (fixed + met * row) + 4 * batch * row
+
+
 def _chunks(job: Job, users: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yields users by falling number of steps, as many at a time as memory holds."""
-    steps, lengths = job.steps(users), job.cohort.train.lengths[users]
-    order = np.lexsort((lengths, steps))[::-1]
-    samples = lengths * (1 + job.plan.num_negatives)
-    tables = set(job.model.row_names())
-    row = sum(t[0].numel() for n, t in job.shared.items() if n in tables)
-    fixed = sum(t.numel() for n, t in job.shared.items() if n not in tables)
-    num_items = job.cohort.num_items
-    met = np.full(len(users), num_items) if job.model.whole_catalog else np.minimum(
-        samples * job.plan.local_epochs, num_items
-    )  # fmt: skip
-    batch = np.minimum(samples, job.plan.batch_size * (1 + job.plan.num_negatives) or samples)
-    floats = COPIES * (fixed + met * row) + 4 * batch * row
+    """Yields users by falling number of steps, as many at a time as memory holds: a constant on a processor, whose
+    caches want few, and a share of what is free on a GPU."""
+    order = np.lexsort((job.cohort.train.lengths[users], job.steps(users)))[::-1]
+    floats = _floats(job, users)
     most = CPU_FLOATS
     if job.plan.device != "cpu":
         free, _ = torch.cuda.mem_get_info(job.plan.device)
         most = int(free * GPU_SHARE) // 4
-    start = total = 0
+    start, widest = 0, 0.0
     for stop, user in enumerate(order):
-        total += floats[user]
-        if total > most and stop > start:
+        # Everybody in a chunk is padded to the widest.
+        wider = max(widest, float(floats[user]))
+        if stop > start and (stop + 1 - start) * wider > most:
             yield users[order[start:stop]]
-            start, total = stop, floats[user]
+            start, wider = stop, float(floats[user])
+        widest = wider
     if len(order):
         yield users[order[start:]]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from strategies.evaluation import FederatedEvaluation
 from strategies.fedavg import FedAvg
 from strategies.rollcall import Roster
 from strategies.rounds import Progress, RoundRecord, run_rounds
+from tests.unit.strategies.test_exchange import Alive
 
 SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 PARAMS: Arrays = {"table": np.zeros((3, 2), dtype=np.float32)}
@@ -539,6 +542,62 @@ def test_a_broken_evaluation_is_dropped_and_counted_whoever_sends_it(partition: 
     assert found["ndcg@10"] == pytest.approx(sum(others) / 3, abs=1e-12)
     assert found["num_users"] == 3
     assert found["dropped-evaluations"] == 1
+
+
+def test_the_order_of_arrival_changes_no_bit_of_the_metrics() -> None:
+    values = [0.1, 0.2, 0.3, 1e-17]
+    rng = np.random.default_rng(1)
+    replicates = [rng.random((50, 1)) * [value, 1.0] for value in values]
+
+    def change(reply: Reply) -> None:
+        if reply.kind == "evaluate" and reply.partition < len(values):
+            reply.arrays = metric_sums(values[reply.partition])
+            reply.arrays["eval/sums"] = np.vstack([reply.arrays["eval/sums"], replicates[reply.partition]])
+
+    grid, found = Nodes(5, change), roster()
+    found.wait(grid, 1)
+    evaluation = FederatedEvaluation()
+    messages = evaluation.configure(1, to_record(PARAMS), ConfigRecord({}), found.partitions())
+    replies = list(grid.send_and_receive(messages))
+    metrics = [dict(evaluation.aggregate(1, order) or {}) for order in itertools.permutations(replies)]
+    assert all(other == metrics[0] for other in metrics)
+    assert metrics[0]["ndcg@10"] == math.fsum(values) / 4 != sum(values) / 4
+    assert {"num_users": 4, "dropped-evaluations": 1}.items() <= metrics[0].items()
+    totals = np.array([[math.fsum(place) for place in row] for row in np.stack(replicates, axis=-1)])
+    assert metrics[0]["ci/ndcg@10"] == np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5]).tolist()
+
+
+@pytest.mark.parametrize("num_alike", [1, 2])
+def test_between_equal_numbers_the_lowest_partition_says_what_is_measured(num_alike: int) -> None:
+    def change(reply: Reply) -> None:
+        if reply.kind == "evaluate":
+            lowest = reply.partition in (0, 3)[:num_alike]
+            reply.arrays = metric_sums(0.5, ("ndcg@10",) if lowest else ("hr@10",))
+
+    grid, found = Nodes(2 * num_alike, change), roster()
+    found.wait(grid, 1)
+    evaluation = FederatedEvaluation()
+    messages = evaluation.configure(1, to_record(PARAMS), ConfigRecord({}), found.partitions())
+    for order in itertools.permutations(grid.send_and_receive(messages)):
+        metrics = evaluation.aggregate(1, order)
+        assert metrics is not None
+        assert metrics["dropped-evaluations"] == num_alike
+        assert metrics["ndcg@10"] == 0.5
+
+
+def test_of_twenty_evaluations_no_more_than_two_are_there_at_a_time(tmp_path: Path) -> None:
+    replies, seen = Alive(), []
+
+    def tap(message: Message) -> None:
+        if message.metadata.reply_to_message_id and message.metadata.message_type == "evaluate":
+            seen.append(message.metadata.message_id)
+            replies.show(message)
+
+    flat = {"output-dir": str(tmp_path), "num-server-rounds": 1, "data.options": SMALL}
+    simulate(flat, 20, taps=[tap])
+    assert len(seen) == 40  # validation and test
+    assert replies.most <= 2
+    assert replies.now == 0
 
 
 def test_without_a_usable_evaluation_there_are_no_metrics() -> None:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedrec_app.data import sources
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.histories import Histories
 from fedrec_app.data.partition import Prepared, build_cohort, partition
 from fedrec_app.data.schema import Dataset
 from fedrec_app.errors import ConfigError
@@ -206,3 +208,9 @@ def test_one_of_943_cohorts_takes_milliseconds() -> None:
     for node in range(50):
         assert len(prepared.cohort(node, 943)) == 1
     assert (time.perf_counter() - started) / 50 < 0.01
+
+
+def test_a_cohort_with_items_beyond_the_catalog_is_refused() -> None:
+    inside, beyond = Histories.from_lists([[0, 2]]), Histories.from_lists([[0, 3]])
+    with pytest.raises(ValueError, match="test holds items 0 to 3: 0 to 2 are there"):
+        Cohort(("u",), 3, inside, inside, beyond, inside)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories, recency_weights
-from fedrec_app.models.mf import _ridge_rows
+from fedrec_app.models.base import initialise
+from fedrec_app.models.mf import MatrixFactorization, _ridge_rows
 from fedrec_app.models.ridge import ridge_rows
 
 UNOBSERVED, REGULARIZATION = 0.1, 0.02
@@ -47,3 +50,14 @@ def test_threads_do_not_change_a_bit() -> None:
         np.testing.assert_array_equal(ridge_rows(table, histories, back, UNOBSERVED, REGULARIZATION), alone)
     finally:
         torch.set_num_threads(1)
+
+
+def test_without_regularisation_rows_are_finite_though_items_are_fewer_than_dimensions() -> None:
+    histories, nothing = Histories.from_lists([[1, 2], np.arange(10)]), Histories.from_lists([[], []])
+    cohort = Cohort(("a", "b"), 10, histories, nothing, nothing, histories)
+    model = MatrixFactorization(32, MatrixFactorization.Options(init_std=0.3, regularization=0))
+    initialise(model, Catalog.of_ids(f"{item}" for item in range(10)), cohort, seed=0)
+    rows = model.solve_private(histories, serving=False)["user_embedding"]
+    # A user with every item is told to score 1 / (1 + a) everywhere.
+    scores = (model.item_embedding @ rows[1]).detach().numpy()
+    np.testing.assert_allclose(scores, 1 / (1 + model.options.unobserved_weight), rtol=1e-2)

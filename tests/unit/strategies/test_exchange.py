@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -19,15 +18,40 @@ from flwr.serverapp.strategy import FedAvg as StockFedAvg
 from fedrec_app.errors import FedrecError
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.records import CONFIG, METRICS, num_bytes, to_record
+from strategies import rounds
 from strategies.base import RecStrategy, Settings
 from strategies.fedavg import FedAvg
 from strategies.rollcall import MembersOnly
-from strategies.rounds import MOST_AT_ONCE, Exchange, exchange, run_rounds
+from strategies.rounds import MOST_AT_ONCE, USUAL_PAUSE, Exchange, run_rounds
 from strategies.testing.nodes import Nodes, enter_run
 from strategies.update import Update
 from tests.unit.strategies.replies import NODES, PARAMS, SilentGrid, delta_reply, metrics, reply_to, roster
 
 enter_run()
+
+
+class Clock:
+    """Stands in for the module `time`: time passes when somebody sleeps, and only then."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+time = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    time.now = 0.0
+    monkeypatch.setattr(rounds, "time", time)
 
 
 @dataclass
@@ -79,20 +103,20 @@ def sources(replies: Iterable[Message]) -> list[int]:
 
 def test_a_reply_is_read_before_the_next_one_has_come() -> None:
     grid = SlowGrid({1: 0.3, 2: 0.0, 3: 0.15})
-    began, times = time.monotonic(), []
-    found = []
+    found, times = [], []
     for reply in Exchange(grid, asked([1, 2, 3]), timeout=5):
         found.append(reply.metadata.src_node_id)
-        times.append(time.monotonic() - began)
+        times.append(time.monotonic())
     assert found == [2, 3, 1]
-    assert times[0] < 0.15 <= times[1] < 0.3 <= times[2] < 0.5
+    assert times[0] == 0
+    assert 0.15 <= times[1] <= 0.15 + USUAL_PAUSE
+    assert 0.3 <= times[2] <= 0.3 + USUAL_PAUSE
 
 
 def test_nobody_is_waited_for_longer_than_the_timeout_and_the_grid_is_not_asked_all_the_time() -> None:
     grid = SlowGrid({1: 0.0, 2: 60.0})
-    began = time.monotonic()
     assert sources(Exchange(grid, asked([1, 2, 3]), timeout=1.0)) == [1]
-    assert 1.0 <= time.monotonic() - began < 1.3
+    assert time.monotonic() == pytest.approx(1.0)
     assert len(grid.pulled) < 20
 
 
@@ -103,14 +127,13 @@ def test_a_grid_that_is_far_away_is_asked_less_often() -> None:
             return super().pull_messages(message_ids)
 
     grid = Far({1: 0.0})
-    began = time.monotonic()
     assert sources(Exchange(grid, asked([1, 2]), timeout=1.2)) == [1]
     assert len(grid.pulled) <= 6
-    assert time.monotonic() - began < 1.5
+    assert 1.2 <= time.monotonic() <= 1.25 + 1e-9  # asking takes 0.05
 
 
 def test_a_reply_that_comes_just_before_the_timeout_is_not_lost() -> None:
-    assert sources(Exchange(SlowGrid({1: 0.48}), asked([1, 2]), timeout=0.5)) == [1]
+    assert sources(Exchange(SlowGrid({1: 0.49}), asked([1, 2]), timeout=0.5)) == [1]
 
 
 def test_replies_that_are_there_are_read_however_long_the_reader_takes() -> None:
@@ -131,14 +154,17 @@ def test_a_node_that_is_asked_about_late_is_heard_though_others_stay_silent() ->
 
 def test_bytes_are_those_of_all_messages_and_replies() -> None:
     messages = asked([1, 2, 3])
-    replies, down, up = exchange(SlowGrid({1: 0.0, 2: 0.02}), messages, timeout=0.1)
-    assert down == sum(num_bytes(message.content) for message in messages) > 0
-    assert up == sum(num_bytes(reply.content) for reply in replies) > 0
+    found = Exchange(SlowGrid({1: 0.0, 2: 0.02}), messages, timeout=0.1)
+    replies = list(found)
+    assert found.bytes_down == sum(num_bytes(message.content) for message in messages) > 0
+    assert found.bytes_up == sum(num_bytes(reply.content) for reply in replies) > 0
     assert len(replies) == 2
 
 
 def test_without_messages_the_grid_is_left_alone() -> None:
-    assert exchange(SilentGrid(), [], timeout=5) == ([], 0, 0)  # type: ignore[arg-type]
+    found = Exchange(SilentGrid(), [], timeout=5)  # type: ignore[arg-type]
+    assert (list(found), found.bytes_down, found.bytes_up) == ([], 0, 0)
+    assert time.monotonic() == 0
 
 
 @pytest.mark.parametrize("nothing", ["", None])

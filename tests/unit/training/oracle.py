@@ -4,6 +4,7 @@ torch.optim, all in float64 (in float32 the difference of parameters would be le
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +45,18 @@ def private_of(model: Recommender) -> Arrays:
     return {name: model.get_parameter(name).detach().numpy().copy() for name in model.private_names()}
 
 
-def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan) -> tuple[Arrays, Arrays, set[int]]:
-    """Returns the user's delta of shared parameters, his private rows, and the items he met."""
+class Trained(NamedTuple):
+    """What a user has after training: his delta of shared parameters, private rows, the items he met, and his loss
+    summed over the positives of an epoch."""
+
+    delta: Arrays
+    own: Arrays
+    met: set[int]
+    loss: float
+
+
+def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan) -> Trained:
+    """Returns what the user has after training."""
     mine = copy.deepcopy(model).double()
     before = shared_of(mine)
     make_optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[plan.optimizer]
@@ -58,7 +69,8 @@ def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan)
         weight_decay=plan.weight_decay,
     )
     base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
-    met: set[int] = set()
+    met: set[int] = set(range(cohort.num_items)) if model.whole_catalog else set()
+    total = 0.0
     for epoch in range(plan.local_epochs):
         samples, full = sampling.draw_epoch(
             base, epoch, cohort.keys, cohort.train, cohort.never_negative, cohort.num_items, plan.num_negatives
@@ -74,7 +86,12 @@ def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan)
         for batch in parts:
             met.update(batch["items"].flatten().tolist())
             optimizer.zero_grad()
-            mine.loss(batch).sum().backward()
+            loss = mine.loss(batch).sum()
+            loss.backward()
+            total += loss.item() * float(batch["labels"].sum())
+            for name, parameter in mine.named_parameters():
+                if plan.proximal_mu and name not in private:
+                    parameter.grad += plan.proximal_mu * (parameter.detach() - torch.from_numpy(before[name]))
             optimizer.step()
     delta = {name: after - before[name] for name, after in shared_of(mine).items()}
     if not model.whole_catalog:  # weight decay is for the rows that the user met
@@ -84,7 +101,8 @@ def train_one_user(model: Recommender, cohort: Cohort, user: int, plan: FitPlan)
         norm = np.sqrt(sum(float((value.astype(np.float64) ** 2).sum()) for value in delta.values()))
         factor = min(1.0, plan.clip_norm / (norm + 1e-6))
         delta = {name: factor * value for name, value in delta.items()}
-    return delta, {name: array[user] for name, array in private_of(mine).items()}, met
+    own = {name: array[user] for name, array in private_of(mine).items()}
+    return Trained(delta, own, met, total / plan.local_epochs)
 
 
 def _double(batch: Batch) -> Batch:

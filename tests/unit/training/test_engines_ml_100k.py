@@ -61,7 +61,7 @@ def test_engines_equal_one_torch_model_a_user(
     rounding = np.zeros(len(cohort))
     deltas, own_rows = [], {n: np.empty_like(a) for n, a in rows.items()}
     for user in range(len(cohort)):
-        delta, own, _ = train_one_user(model, cohort, user, oracle_plan)
+        delta, own, *_ = train_one_user(model, cohort, user, oracle_plan)
         weight = len(cohort.train[user]) if plan.weighting == "examples" else 1
         deltas.append({parameter: weight * value for parameter, value in delta.items()})
         steps = plan.local_epochs * (-(-len(cohort.train[user]) // plan.batch_size) if plan.batch_size else 1)

@@ -80,12 +80,10 @@ def test_the_sums_equal_one_torch_model_a_user(case: str, plan: str, weighting: 
     # Adam divides a gradient by its size, so the rounding of one that is nearly zero is a tenth of a step.
     atol = 2e-5 if the_plan.optimizer == "sgd" else 5e-3
     for parameter in shared:
-        expected = sum(
-            w * delta[parameter].astype(np.float64) for w, (delta, _, _) in zip(weights, oracle, strict=True)
-        )
+        expected = sum(w * delta[parameter].astype(np.float64) for w, (delta, *_) in zip(weights, oracle, strict=True))
         np.testing.assert_allclose(sums.delta[parameter], expected, rtol=2e-4, atol=atol, err_msg=parameter)
     for parameter in model.private_names():
-        expected_rows = np.stack([own[parameter] for _, own, _ in oracle])
+        expected_rows = np.stack([own[parameter] for _, own, *_ in oracle])
         np.testing.assert_allclose(rows[parameter], expected_rows, rtol=2e-4, atol=1e-5, err_msg=parameter)
     assert sums.weight == weights.sum()
     assert (sums.num_users, sums.num_examples) == (len(cohort), cohort.train.lengths.sum())
@@ -99,7 +97,7 @@ def test_rows_are_counted_for_the_items_that_each_user_met(plan: str) -> None:
     sums = fit_users(model, cohort, shared_of(model), private_of(model), the_plan)
     expected = np.zeros(cohort.num_items)
     for user in range(len(cohort)):
-        for item in train_one_user(make("mf", cohort, loss="bce"), cohort, user, the_plan)[2]:
+        for item in train_one_user(make("mf", cohort, loss="bce"), cohort, user, the_plan).met:
             expected[item] += 1
     np.testing.assert_array_equal(sums.count["item_embedding"], expected)
 
