@@ -5,6 +5,7 @@
     python scripts/bench.py aggregate                      the server's mean: Flower's FedAvg
     python scripts/bench.py evaluate                       full ranking: a loop over users
     python scripts/bench.py flower --data-dir DATA         flwr run: one node a user (some six minutes)
+    python scripts/bench.py overhead --data-dir DATA       what the app adds to a round, training taken off
     python scripts/bench.py scale                          growth with users and items, each size in its own process
 
 `--json` prints an object as the last line; its `ratios` hold how many times as long the baseline takes.
@@ -34,7 +35,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir", exists=True, file_okay=False,
-        help="Folder with `ml-100k` (train, flower); left out: synthetic users in its size.",
+        help="Folder with `ml-100k` (train, flower, overhead); left out: synthetic users in its size.",
     ),
 ]  # fmt: skip
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="How often each side is timed; the median counts.")]
@@ -104,6 +105,26 @@ def flower(
 
     with _progress() as say:
         report = measure(data_dir, _repeats(repeats, quick), threads, quick, say)
+    report.show(as_json)
+
+
+@commands.command()
+def overhead(
+    data_dir: DataDir = None,
+    threads: Threads = 1,
+    one_user_nodes: Annotated[
+        bool, typer.Option("--one-user-nodes", help="Also 943 nodes of one user, which takes minutes.")
+    ] = False,
+    quick: Quick = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the app adds to a round of a run in this process: CPU milliseconds by kind of work."""
+    from benchmarks.overhead import measure, table
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # after the import, which sets it too
+    with _progress() as say:
+        report = measure(data_dir, threads, one_user_nodes, quick, say)
+    (stderr if as_json else Console()).print(table(report))
     report.show(as_json)
 
 

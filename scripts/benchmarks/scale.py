@@ -148,9 +148,11 @@ def computed(num_items: int) -> dict[str, float]:
         "dense_update_up_mb": num_items * row / MB,
         # A row's position goes along as int32; a user with 100 interactions and 4 negatives each meets 500 rows.
         "update_of_a_user_up_mb": min(_ROWS_OF_A_USER * (row + 4), num_items * row) / MB,
-        # float64; the server keeps what rounding takes away beside it.
+        # float64.
         "sums_of_a_node_mb": 2 * num_items * row / MB,
-        "sums_of_the_server_mb": 4 * num_items * row / MB,
+        # The sum, what rounding took away from it, both together at the end, and the mean, all float64; a third part of
+        # the sum is reserved and as a rule not touched. The server optimiser's own state comes on top.
+        "sums_of_the_server_mb": 8 * num_items * row / MB,
         "dense_updates_of_200_nodes_mb": 200 * num_items * row / MB,
     }
 

@@ -102,6 +102,19 @@ def test_scale_measures_each_size_and_computes_the_rest(bench: Bench) -> None:
     assert scale["computed"][1]["table_down_mb"] == pytest.approx(400 * 128 / 1e6)
     assert scale["computed"][1]["update_of_a_user_up_mb"] == pytest.approx(400 * 128 / 1e6)
     assert scale["computed"][1]["sums_of_a_node_mb"] == pytest.approx(400 * 256 / 1e6)
+    assert scale["computed"][1]["sums_of_the_server_mb"] == pytest.approx(400 * 1024 / 1e6)
+
+
+def test_overhead_tells_milliseconds_a_round_by_kind(bench: Bench) -> None:
+    found = bench("overhead")
+    assert found["ratios"] == {}
+    lines = found["overhead"]
+    assert [(line["num_nodes"], line["model"]) for line in lines] == [(2, "mf"), (2, "mf bce"), (2, "neumf")]
+    for line in lines:
+        spent = line["ms_a_round"]
+        assert set(spent) == {"overhead", "Flower's messages", "training", "evaluation", "private state", "all"}
+        assert all(math.isfinite(ms) and ms >= 0 for ms in spent.values())
+        assert_positive(spent["training"])
 
 
 @pytest.mark.parametrize(("name", "engine"), [("mf", None), ("neumf", None), ("neumf", "several-steps")])
