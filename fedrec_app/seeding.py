@@ -18,6 +18,11 @@ def stream_key(seed: int, *labels: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
+def stream_base(seed: int, *labels: str | int) -> np.uint64:
+    """Returns 64 bits of the stream (seed, *labels), which compiled loops mix with the user (`splitmix`)."""
+    return np.uint64(stream_key(seed, *labels) & (2**64 - 1))
+
+
 def rng(seed: int, *labels: str | int) -> np.random.Generator:
     """Returns the generator of the stream (seed, *labels): Philox, counter-based (Salmon et al., SC 2011)."""
     return np.random.Generator(np.random.Philox(key=stream_key(seed, *labels)))

@@ -99,6 +99,13 @@ class Histories:
         items[np.arange(len(later.items)) + np.repeat(self.indptr[1:], later.lengths)] = later.items
         return Histories(self.indptr + later.indptr, items)
 
+    def padded(self) -> NDArray[np.int64]:
+        """Returns (num_users, longest) the lists one below the other, padded with 0."""
+        lengths = self.lengths
+        items = np.zeros((len(self), int(lengths.max(initial=0))), dtype=np.int64)
+        items[np.arange(items.shape[1])[None, :] < lengths[:, None]] = self.items
+        return items
+
     def matrix(self, num_items: int) -> NDArray[np.bool_]:
         """Returns (num_users, num_items) whether the user has the item: for blocks of users, not for all of them."""
         dense = np.zeros((len(self), num_items), dtype=np.bool_)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories, as_range
-from fedrec_app.seeding import stream_key
+from fedrec_app.seeding import stream_base
 from fedrec_app.splitmix import GOLDEN, below, stream_start, uniform
 
 NUM_NEGATIVES = 99
@@ -97,7 +97,7 @@ def sampled_negatives(
         num_negatives: how many to draw.
     """
     negatives = np.full((len(keys), num_negatives), -1, dtype=np.int32)
-    _draw_negatives(_base(seed, "evaluation-negatives"), keys, never.indptr, never.items, num_items, negatives)
+    _draw_negatives(stream_base(seed, "evaluation-negatives"), keys, never.indptr, never.items, num_items, negatives)
     return negatives
 
 
@@ -138,7 +138,7 @@ def bootstrap_weights(keys: NDArray[np.uint64], seed: int, num_bootstrap: int) -
         num_bootstrap: number of bootstrap replicates.
     """
     weights = np.empty((len(keys), num_bootstrap), dtype=np.uint8)
-    _draw_weights(_base(seed, "bootstrap"), keys, _POISSON, weights)
+    _draw_weights(stream_base(seed, "bootstrap"), keys, _POISSON, weights)
     return weights
 
 
@@ -153,7 +153,3 @@ def _draw_weights(base, keys, distribution, weights):
             while number >= distribution[count]:
                 count += 1
             weights[u, b] = count
-
-
-def _base(seed: int, purpose: str) -> np.uint64:
-    return np.uint64(stream_key(seed, purpose) & (2**64 - 1))

@@ -37,7 +37,7 @@ from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
-from fedrec_app.seeding import stream_key, torch_seed
+from fedrec_app.seeding import stream_base, torch_seed
 
 Batch = dict[str, Tensor]
 UserState = dict[str, Tensor]
@@ -205,7 +205,7 @@ def initial_private(model: Recommender, keys: NDArray[np.uint64], seed: int) -> 
     rows = {}
     for name in model.private_names():
         shape = model.get_parameter(name).shape[1:]
-        base = np.uint64(stream_key(seed, "private-parameters", name) & (2**64 - 1))
+        base = stream_base(seed, "private-parameters", name)
         numbers = np.empty((len(keys), shape.numel()), dtype=np.float32)
         _draw_normal(base, keys, model.private_std(), numbers)
         rows[name] = numbers.reshape(len(keys), *shape)

@@ -130,9 +130,8 @@ class MatrixFactorization(Recommender):
             back = recency_weights(np.array([longest]), longest, recency)[0, ::-1]
             return {"user_embedding": torch.from_numpy(ridge_rows(table.numpy(), histories, back, a, l2))}
         weights = torch.from_numpy(recency_weights(lengths, longest, recency)).float().to(table.device)
-        items = np.zeros((len(lengths), longest), dtype=np.int64)
-        items[np.arange(longest)[None, :] < lengths[:, None]] = histories.items
-        return {"user_embedding": _ridge_rows(table, torch.from_numpy(items).to(table.device), weights, a, l2)}
+        items = torch.from_numpy(histories.padded()).to(table.device)
+        return {"user_embedding": _ridge_rows(table, items, weights, a, l2)}
 
 
 def _ridge_rows(table: Tensor, items: Tensor, weights: Tensor, a: float, l2: float) -> Tensor:

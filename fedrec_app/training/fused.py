@@ -20,9 +20,8 @@ from fedrec_app.threads import in_threads
 from fedrec_app.training import sampling
 from fedrec_app.training.fused_all_items import fused_all_items
 from fedrec_app.training.job import Job
+from fedrec_app.training.logistic import FAST, residual
 
-# Sums may be reordered, so that they run in vector registers; NaN and infinity keep their meaning.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
 _LOGS = 512
 """Factors of at most 2 that are multiplied before one logarithm is taken: far below the largest float64."""
 
@@ -85,7 +84,7 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
     job.tally(users, losses)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def _cohort(
     base: np.uint64,
     users: NDArray[np.int64],
@@ -174,11 +173,8 @@ def _cohort(
                         logit = np.float32(0)
                         for c in range(d):
                             logit += mine[c] * row[c]
-                        small = math.exp(-abs(logit))
-                        chance = np.float32(1) / (np.float32(1) + small)
-                        if logit < 0:
-                            chance = small * chance
-                        residual = (chance - np.float32(k == 0)) * scale
+                        slope, small = residual(logit, np.float32(k == 0))
+                        slope *= scale
                         # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|); logarithms are taken of products.
                         loss += max(logit, np.float32(0)) - (logit if k == 0 else np.float32(0))
                         product *= 1.0 + small
@@ -187,11 +183,11 @@ def _cohort(
                             loss += math.log(product)
                             product = 1.0
                         for c in range(d):
-                            pull[c] += residual * row[c]
+                            pull[c] += slope * row[c]
                         if one_step:
-                            slopes[p] += residual
+                            slopes[p] += slope
                         else:
-                            residuals[i * width + k] = residual
+                            residuals[i * width + k] = slope
                 loss += math.log(product)
                 if not one_step:
                     for i in range(at, stop):

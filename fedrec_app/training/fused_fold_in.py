@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import recency_weights
-from fedrec_app.models.base import Recommender
+from fedrec_app.models.base import Factorization, Recommender
 from fedrec_app.splitmix import stream_start
 from fedrec_app.threads import even_parts, in_threads
 from fedrec_app.training import sampling
-from fedrec_app.training.plan import Arrays, FitPlan
+from fedrec_app.training.logistic import FAST, residual
+from fedrec_app.training.plan import FitPlan
 
 
-def folds_in(model: Recommender, plan: FitPlan) -> bool:
-    """Returns whether `fused_fold_in` can fit the private rows of this model."""
-    sampled = model.factorization is not None and model.factorization.unobserved_weight is None
-    return sampled and plan.device == "cpu" and plan.optimizer == "sgd" and plan.weight_decay == 0
+def fold_in_kernel(model: Recommender, plan: FitPlan) -> Factorization | None:
+    """Returns the model as `fused_fold_in` needs it, or None where that cannot fit its private rows."""
+    factors = model.factorization
+    sampled = factors is not None and factors.unobserved_weight is None
+    plain = plan.device == "cpu" and plan.optimizer == "sgd" and plan.weight_decay == 0
+    return factors if sampled and plain else None
 
 
 def fused_fold_in(
-    model: Recommender,
-    shared: dict[str, Tensor],
-    rows: Arrays,
+    table: NDArray[np.float32],
+    rows: NDArray[np.float32],
     cohort: Cohort,
     users: NDArray[np.int64],
     plan: FitPlan,
@@ -35,34 +34,30 @@ def fused_fold_in(
     base: np.uint64,
     recency: float,
 ) -> None:
-    """Fits the private rows of users, in place, by full-batch steps; arguments as for `fit_private`.
+    """Fits the private rows of users by full-batch steps.
 
     Args:
+        table: (num_items, d) shared rows.
+        rows: (num_users, d) private rows of the cohort; changed in place.
+        cohort, users, plan, epochs: as for `fit_private`.
         base: what samples are drawn from, see `sampling.sampling_base`.
         recency: exponent of `recency_weights`; 0 weighs all alike.
-
-    Raises:
-        ValueError: `folds_in` does not hold.
     """
-    factors = model.factorization
-    if factors is None or not folds_in(model, plan):
-        raise ValueError(f"there is no fold-in kernel for model {model.name!r} with {plan}")
     lengths = cohort.train.lengths[users]
     longest = int(lengths.max(initial=0))
     back = recency_weights(np.array([longest]), longest, recency)[0, ::-1].astype(np.float32)
-    table, mine = shared[factors.item].numpy(), rows[factors.user]
 
     def fit(start: int, stop: int) -> None:
         _cohort(
             base, users[start:stop], cohort.keys, cohort.train.indptr, cohort.train.items,
-            cohort.never_negative.indptr, cohort.never_negative.items, table, mine,
+            cohort.never_negative.indptr, cohort.never_negative.items, table, rows,
             np.float32(plan.private_learning_rate), plan.num_negatives, epochs, back,
         )  # fmt: skip
 
     in_threads(fit, even_parts(lengths))
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def _cohort(
     base: np.uint64,
     users: NDArray[np.int64],
@@ -106,13 +101,10 @@ def _cohort(
                     logit = np.float32(0)
                     for c in range(d):
                         logit += mine[c] * table[item, c]
-                    small = math.exp(-abs(logit))
-                    chance = np.float32(1) / (np.float32(1) + small)
-                    if logit < 0:
-                        chance = small * chance
-                    residual = (chance - np.float32(k == 0)) * weight
+                    slope, _ = residual(logit, np.float32(k == 0))
+                    slope *= weight
                     for c in range(d):
-                        pull[c] += residual * table[item, c]
+                        pull[c] += slope * table[item, c]
             for c in range(d):
                 mine[c] -= rate * pull[c]
         for c in range(d):

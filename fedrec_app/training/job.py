@@ -15,6 +15,7 @@ from fedrec_app.models.base import Recommender
 from fedrec_app.threads import even_parts
 from fedrec_app.training import sampling
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
+from fedrec_app.training.private_rows import moves_private
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ class Job:
     @property
     def moves_private(self) -> bool:
         """Whether private rows take the steps that shared parameters take."""
-        return self.plan.moves_private and not self.model.solves_private and bool(self.model.private_names())
+        return moves_private(self.model, self.plan)
 
-    def samples(self, users: NDArray[np.int64], epoch: int) -> tuple[Histories, NDArray[np.int64], NDArray[np.bool_]]:
-        """Returns what these users did, their samples of an epoch, and who has no negatives; see `draw_epoch`."""
-        cohort, train = self.cohort, self.cohort.train.select(users)
-        drawn, no_negatives = sampling.draw_epoch(
-            self.base, epoch, cohort.keys[users], train, cohort.never_negative.select(users), cohort.num_items,
-            self.plan.num_negatives,
-        )  # fmt: skip
-        return train, drawn, no_negatives
+    def samples(self, users: NDArray[np.int64]) -> tuple[Histories, NDArray[np.int64], NDArray[np.bool_]]:
+        """Returns what these users did, (epochs * num_rows, 1 + k) their samples of one epoch after the other, and who
+        has no negatives; see `draw_epoch`."""
+        cohort = self.cohort
+        train, never, keys = cohort.train.select(users), cohort.never_negative.select(users), cohort.keys[users]
+        epochs = [
+            sampling.draw_epoch(self.base, epoch, keys, train, never, cohort.num_items, self.plan.num_negatives)
+            for epoch in range(self.plan.local_epochs)
+        ]
+        return train, np.concatenate([samples for samples, _ in epochs]), epochs[0][1]
 
     def weights(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns (num_users,) the weight of each user's delta: examples, or 1 by any rule that counts users once."""

@@ -15,7 +15,7 @@ from fedrec_app.models.base import Batch, Recommender
 from fedrec_app.seeding import rng
 from fedrec_app.training import batches, optimizers, sampling
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
-from fedrec_app.training.private_rows import fit_private, put, step_rows, take
+from fedrec_app.training.private_rows import fit_private, moves_private, put, step_rows, take
 from fedrec_app.training.users import load_shared, participants
 
 
@@ -85,7 +85,7 @@ def _step(
         local[name], states[name] = optimizers.step(
             plan.optimizer, local[name], grad, states[name], plan.learning_rate, plan.weight_decay
         )
-    if model.solves_private or not plan.moves_private:
+    if not moves_private(model, plan):
         return float(losses.detach().sum().cpu())
     own = {}
     for name in names:

@@ -42,7 +42,7 @@ def one_step(job: Job, users: NDArray[np.int64]) -> None:
 
 def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
     model, plan, sums = job.model, job.plan, job.sums
-    train, samples, no_negatives = job.samples(users, 0)
+    train, samples, no_negatives = job.samples(users)
     # Of item tables only the rows that the block meets are differentiated.
     met = np.arange(job.cohort.num_items)
     if not model.whole_catalog:

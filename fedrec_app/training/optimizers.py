@@ -19,7 +19,7 @@ def empty_state(optimizer: str, param: Tensor, rows: bool) -> State:
     """
     if optimizer == "sgd":
         return {}
-    steps = torch.zeros((len(param), *([1] * (param.ndim - 1))) if rows else ())
+    steps = torch.zeros((len(param), *([1] * (param.ndim - 1))) if rows else (), device=param.device)
     return {"m": torch.zeros_like(param), "v": torch.zeros_like(param), "t": steps}
 
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.models.base import Recommender
 from fedrec_app.training import batches, optimizers, sampling
-from fedrec_app.training.fused_fold_in import folds_in, fused_fold_in
+from fedrec_app.training.fused_fold_in import fold_in_kernel, fused_fold_in
 from fedrec_app.training.plan import Arrays, FitPlan
 
 CPU_CELLS, GPU_CELLS = 1 << 15, 1 << 22
@@ -62,6 +62,11 @@ def put(
         rows[name][users] = value.detach().cpu().numpy()
         for part, tensor in states[name].items():
             rows[f"{name}{_MARK}{part}"][users] = tensor.detach().cpu().numpy()
+
+
+def moves_private(model: Recommender, plan: FitPlan) -> bool:
+    """Returns whether private rows take the steps that shared parameters take."""
+    return plan.moves_private and not model.solves_private and bool(model.private_names())
 
 
 def step_rows(
@@ -134,8 +139,9 @@ def fit_private(
         return
     base = sampling.sampling_base(plan.seed, plan.server_round, purpose)
     recency = model.recency() if serving else 0.0
-    if folds_in(model, plan):
-        fused_fold_in(model, shared, rows, cohort, users, plan, epochs, base, recency)
+    if (factors := fold_in_kernel(model, plan)) is not None:
+        table, mine = shared[factors.item].numpy(), rows[factors.user]
+        fused_fold_in(table, mine, cohort, users, plan, epochs, base, recency)
         return
     for block in blocks(users, train.lengths[users] * (1 + plan.num_negatives), plan.device):
         own, never = train.select(block), cohort.never_negative.select(block)

@@ -11,7 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fedrec_app.data.histories import Histories
-from fedrec_app.seeding import stream_key
+from fedrec_app.seeding import stream_base
 from fedrec_app.splitmix import GOLDEN, below, stream_start, uniform
 
 
@@ -105,7 +105,7 @@ def _fill(
 
 def sampling_base(seed: int, server_round: int, purpose: str) -> np.uint64:
     """Returns 64 bits for (seed, round, purpose); users and epochs are mixed in by `draw_epoch`."""
-    return np.uint64(stream_key(seed, "samples", purpose, server_round) & (2**64 - 1))
+    return stream_base(seed, "samples", purpose, server_round)
 
 
 @njit(cache=True, nogil=True)

@@ -21,7 +21,8 @@ from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Batch
 from fedrec_app.training import batches, optimizers, sampling
 from fedrec_app.training.job import Job
-from fedrec_app.training.private_rows import put, step_rows, take
+from fedrec_app.training.plan import FitPlan
+from fedrec_app.training.private_rows import put, take
 
 CPU_FLOATS = 1 << 24
 GPU_SHARE = 0.25
@@ -98,14 +99,12 @@ class _Chunk:
 
     @classmethod
     def of(cls, job: Job, users: NDArray[np.int64]) -> _Chunk:
-        drawn = [job.samples(users, epoch) for epoch in range(job.plan.local_epochs)]
-        train, _, no_negatives = drawn[0]
-        samples = np.concatenate([rows for _, rows, _ in drawn])
+        train, samples, no_negatives = job.samples(users)
         if job.model.whole_catalog:
             every = np.tile(np.arange(job.cohort.num_items), len(users))
             met = Histories(np.arange(len(users) + 1) * job.cohort.num_items, every)
         else:
-            ends, items = sampling.rename(samples, train.indptr, len(drawn), job.cohort.num_items)
+            ends, items = sampling.rename(samples, train.indptr, job.plan.local_epochs, job.cohort.num_items)
             met = Histories(ends, items)
         return cls(users, job.steps(users), train, samples, no_negatives, met)
 
@@ -128,17 +127,13 @@ class _Chunk:
 def _fit_chunk(job: Job, users: NDArray[np.int64]) -> None:
     plan, tables = job.plan, set(job.model.row_names())
     chunk = _Chunk.of(job, users)
-    longest = int(chunk.met.lengths.max())
-    filled = np.arange(longest)[None, :] < chunk.met.lengths[:, None]
-    met = np.zeros(filled.shape, dtype=np.int64)
-    met[filled] = chunk.met.items
-    places = torch.from_numpy(met).to(plan.device)
+    places = torch.from_numpy(chunk.met.padded()).to(plan.device)
     start = {
         name: tensor[places] if name in tables else tensor.expand(len(users), *tensor.shape)
         for name, tensor in job.shared.items()
     }
     local = dict(start)
-    states = {name: optimizers.empty_state(plan.optimizer, tensor, rows=False) for name, tensor in local.items()}
+    states = {name: optimizers.empty_state(plan.optimizer, tensor, rows=True) for name, tensor in local.items()}
     own, own_states = take(job.rows, job.model.private_names(), users, plan.device)
     losses = _take_steps(job, chunk, start, local, states, own, own_states)
     if job.moves_private:
@@ -161,25 +156,12 @@ def _take_steps(
         stack = {name: tensor[:active] for name, tensor in {**local, **own}.items()}
         grads, loss = gradient(job.model, stack, batches.to(batch, plan.device))
         total[:active] += loss.detach() * torch.from_numpy(positives).to(plan.device)
-        for name, tensor in local.items():
-            grad = grads[name]
-            if plan.proximal_mu:
-                grad = grad + plan.proximal_mu * (tensor[:active] - start[name][:active])
-            state = {key: value if value.ndim == 0 else value[:active] for key, value in states[name].items()}
-            moved, state = optimizers.step(
-                plan.optimizer, stack[name], grad, state, plan.learning_rate, plan.weight_decay
-            )
-            local[name] = _prefix(tensor, moved)
-            states[name] = {
-                key: value if value.ndim == 0 else _prefix(states[name][key], value) for key, value in state.items()
-            }
+        if plan.proximal_mu:
+            for name in local:
+                grads[name] = grads[name] + plan.proximal_mu * (local[name][:active] - start[name][:active])
+        _step(plan, plan.learning_rate, local, states, grads, active)
         if job.moves_private:
-            values = {name: own[name][:active] for name in own}
-            parts = {name: {key: value[:active] for key, value in own_states[name].items()} for name in own}
-            step_rows(plan, values, parts, {name: grads[name] for name in own})
-            for name in own:
-                own[name] = _prefix(own[name], values[name])
-                own_states[name] = {key: _prefix(own_states[name][key], value) for key, value in parts[name].items()}
+            _step(plan, plan.private_learning_rate, own, own_states, grads, active)
     return total
 
 
@@ -188,6 +170,15 @@ def _loss_of_one(model: torch.nn.Module, params: Stack, batch: Batch) -> Tensor:
     private = set(model.private_names())  # type: ignore[operator]
     mine = {name: tensor[None] if name in private else tensor for name, tensor in params.items()}
     return functional_call(model, mine, ({name: tensor[None] for name, tensor in batch.items()},))[0]
+
+
+def _step(plan: FitPlan, rate: float, stack: Stack, states: dict[str, Stack], grads: Stack, active: int) -> None:
+    """Moves the first `active` users of each stack one step, in the dictionaries given."""
+    for name, tensor in stack.items():
+        state = {key: value[:active] for key, value in states[name].items()}
+        moved, state = optimizers.step(plan.optimizer, tensor[:active], grads[name], state, rate, plan.weight_decay)
+        stack[name] = _prefix(tensor, moved)
+        states[name] = {key: _prefix(states[name][key], value) for key, value in state.items()}
 
 
 def _prefix(whole: Tensor, first: Tensor) -> Tensor:
