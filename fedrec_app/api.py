@@ -15,6 +15,7 @@ Names may be added; none goes away or changes its meaning without another `API_V
 
 from __future__ import annotations
 
+from fedrec_app.client_part import ClientPart, Units
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
@@ -22,17 +23,23 @@ from fedrec_app.data.schema import Dataset, Interactions
 from fedrec_app.data.sources import DataSource, SourceOptions
 from fedrec_app.errors import ConfigError, DataError, FedrecError, StateError
 from fedrec_app.models.base import Batch, Factorization, ModelOptions, Recommender, UserState, pointwise_loss
+from fedrec_app.plugins import API_VERSION
 from fedrec_app.records import Arrays
 from strategies.accumulator import UpdateSum
-from strategies.base import MeanOptions, RecStrategy, Settings, StrategyOptions
+from strategies.aggregators import Aggregator
+from strategies.base import RecStrategy, Settings
+from strategies.optimizers import ServerOptimizer
+from strategies.options import MeanOptions, StrategyOptions, UnitOptions, WithAggregator, WithServerOptimizer
 from strategies.testing import run_all
 from strategies.update import Update
 
 __all__ = [
     "API_VERSION",
+    "Aggregator",
     "Arrays",
     "Batch",
     "Catalog",
+    "ClientPart",
     "Cohort",
     "ConfigError",
     "DataError",
@@ -46,15 +53,18 @@ __all__ = [
     "ModelOptions",
     "RecStrategy",
     "Recommender",
+    "ServerOptimizer",
     "Settings",
     "SourceOptions",
     "StateError",
     "StrategyOptions",
+    "UnitOptions",
+    "Units",
     "Update",
     "UpdateSum",
     "UserState",
+    "WithAggregator",
+    "WithServerOptimizer",
     "pointwise_loss",
     "run_all",
 ]
-
-API_VERSION = 1

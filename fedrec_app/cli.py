@@ -18,7 +18,10 @@ from rich.table import Table
 from fedrec_app import __version__
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.cli_data import data_commands
-from fedrec_app.config import RunConfig, Scalar, parse_options, parse_overrides
+from fedrec_app.cli_fusion import add_fusion, parse_weights
+from fedrec_app.cli_model import model_commands
+from fedrec_app.cli_strategy import strategy_commands
+from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.errors import FedrecError
 from fedrec_app.paths import default_output_dir
 
@@ -27,6 +30,8 @@ commands = typer.Typer(
     help="Recommender systems trained where the data is.",
 )  # fmt: skip
 commands.add_typer(data_commands, name="data")
+commands.add_typer(model_commands, name="model")
+commands.add_typer(strategy_commands, name="strategy")
 stderr, stdout = Console(stderr=True), Console()
 
 Settings = Annotated[
@@ -81,11 +86,24 @@ def run(
 
 
 @commands.command()
-def simulate(settings: Settings = None, num_nodes: NumNodes = 2, as_json: AsJson = False) -> None:
+def simulate(
+    settings: Settings = None,
+    num_nodes: NumNodes = 2,
+    slow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slow",
+            help="A slow node on a virtual clock, '0=10': partition 0 trains ten times as long as the others; may be "
+            "repeated. The summary then has virtual_seconds: a training message takes 1 on a node that is not named.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Train in this process: the same run as `fedrec run`, without a SuperLink and without Ray."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
     from dataclasses import asdict
 
+    from fedrec_app.simulate import parse_durations
     from fedrec_app.simulate import simulate as simulate_run
 
     flat = parse_overrides(settings or [])
@@ -93,8 +111,9 @@ def simulate(settings: Settings = None, num_nodes: NumNodes = 2, as_json: AsJson
     flat["output-dir"] = str(_output_dir(flat))
     with _bar(config) as bar:
         result = simulate_run(
-            flat, num_nodes, watchers=[lambda record, progress, total: _advance(bar, asdict(record), config)]
-        )
+            flat, num_nodes, watchers=[lambda record, progress, total: _advance(bar, asdict(record), config)],
+            durations=parse_durations(slow) if slow else None,
+        )  # fmt: skip
     show_result(result.folder, as_json)
 
 
@@ -108,18 +127,25 @@ def report(run: Annotated[Path, typer.Option("--run", help="Folder of a run.")])
 
 @commands.command()
 def recommend(
-    run: Annotated[Path, typer.Option("--run", help="Folder of a run.")],
+    run: Annotated[list[Path], typer.Option("--run", help="Folder of a run; several are fused.")],
     user: Annotated[str, typer.Option("--user", help="Id of a user of the data.")] = "",
     history: Annotated[
         str, typer.Option("--history", help="Item ids 'a,b,c' of somebody who is not in the data.")
     ] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    fusion: Annotated[str, typer.Option(help="How several runs are fused: rank or score.")] = "rank",
+    weights: Annotated[
+        str, typer.Option("--weights", help="A number for each run, such as '0.6,0.4'; by validation score if absent.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Recommend items to a user of the data, or to somebody with the history given; both left out: to a newcomer."""
-    from fedrec_app.recommend import recommend as recommend_items
+    from fedrec_app.recommend import recommend_by
 
-    found = recommend_items(RunFolder(run), user, [item.strip() for item in history.split(",") if item.strip()], k)
+    asked = [item.strip() for item in history.split(",") if item.strip()]
+    found = recommend_by([RunFolder(folder) for folder in run], user, asked, k, fusion, parse_weights(weights))
+    for line in found.get("warnings", []):
+        stderr.print(f"warning: {_escaped(line)}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found))
         return
@@ -131,6 +157,9 @@ def recommend(
     stdout.print(table)
 
 
+add_fusion(commands)
+
+
 def preflight(flat: dict[str, Scalar]) -> RunConfig:
     """Returns the resolved configuration after every check that needs no data, and prints what differs from the
     defaults.
@@ -140,13 +169,11 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
     """
     from fedrec_app.data import sources
     from fedrec_app.models.registry import make_model, model_class
-    from strategies.registry import strategy_class
+    from fedrec_app.server_app import strategy_of
 
     asked = RunConfig.from_flat(flat)
     config = asked.resolve(model_class(asked.model.name).recipe)
-    make_model(config.model)
-    strategy_class(config.strategy.name)
-    parse_options(config.strategy.options, "strategy.options")
+    strategy_of(config, make_model(config.model).row_names())
     sources.resolve(config.data.name)
     if config.data.path and not Path(config.data.path).is_absolute():
         flat["data.path"] = str(Path(config.data.path).expanduser().absolute())

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedrec_app.cli_check import check_data
+from fedrec_app.cli_plugins import add_list
 from fedrec_app.config import DataConfig
+from fedrec_app.plugins import Registry
 
-data_commands = typer.Typer(no_args_is_help=True, help="Data sets: list, prepare, stats.")
+data_commands = typer.Typer(no_args_is_help=True, help="Data sets: list, check, prepare, stats.")
+data_commands.command("check")(check_data)
 stdout, stderr = Console(), Console(stderr=True)
 
 Name = Annotated[str, typer.Argument(help="Data set, see `fedrec data list`.")]
 
 
-@data_commands.command("list")
-def list_sources() -> None:
-    """List the data sets that are installed."""
-    from fedrec_app.data import sources
+def _data_sets() -> Registry[Any]:
+    from fedrec_app.data.sources import DATASETS
 
-    table = Table()
-    table.add_column("name")
-    table.add_column("what it is")
-    for name in sources.names():
-        table.add_row(name, sources.resolve(name).summary)
-    stdout.print(table)
+    return DATASETS
+
+
+add_list(data_commands, "data sets", _data_sets)
 
 
 @data_commands.command()

@@ -18,7 +18,8 @@ from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
 from fedrec_app import __version__, node_data
-from fedrec_app.config import RunConfig
+from fedrec_app.client_part import ClientPart
+from fedrec_app.config import RunConfig, parse_options, validate_options
 from fedrec_app.data.cohort import Cohort, Part
 from fedrec_app.errors import FedrecError, unknown
 from fedrec_app.evaluation.evaluate import evaluate_cohort
@@ -26,14 +27,17 @@ from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.models.base import Recommender, initialise, model_hash
 from fedrec_app.private_state import PrivateState
-from fedrec_app.records import COUNT, DELTA, ROWS, STAT, Arrays, Ask, Said, changed_rows
+from fedrec_app.records import CONTROL, COUNT, DELTA, ROWS, STAT, Arrays, Ask, Said, changed_rows
 from fedrec_app.training.node import fit_node
 from fedrec_app.training.plan import FitPlan, FitSums
 from fedrec_app.training.private_rows import with_optimizer_state
 from fedrec_app.training.serving import scorer
 from fedrec_app.training.users import fit_users
+from strategies.base import RecStrategy
+from strategies.registry import strategy_class
 
 ARRAYS_IN, ARRAYS_OUT = "arrays-in", "arrays-out"
+_MYSELF = np.zeros(1, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,10 @@ class RecommenderClient(NumPyClient):
         server_round = int(config.get(Ask.ROUND, 1))
         wants_delta = config.get(Ask.UPDATE) == "delta"
         plan = replace(
-            FitPlan.of(self.config.train, self.config.seed, server_round),
+            FitPlan.of(self.config.train, self.config.seed, server_round, self.config.num_server_rounds),
             weighting=str(config.get(Ask.WEIGHTING, "examples")),
             proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
+            part=self._part(parameters, config, server_round - 1) if wants_delta else None,
         )
         rows = self._rows(config, server_round - 1)
         self.model = self._kept.model(shared, rows)
@@ -142,6 +147,11 @@ class RecommenderClient(NumPyClient):
             sums = fit_node(self.model, self.cohort, shared, rows, plan, self.node.partition_id)
         if rows and not self.model.solves_private:
             self._state(config).save(server_round, self.cohort.keys, rows, [int(config.get(Ask.KEEP_ROUND, 0))])
+        if plan.part is not None and plan.part.has_controls and not sums.controls:
+            sums.controls = {name: np.zeros_like(array) for name, array in shared.items()}  # nobody trained
+        if plan.part is not None and plan.part.memory:
+            memory = {name: array[None] for name, array in plan.part.memory.items()}
+            self._memory(config).save(server_round, _MYSELF, memory, [int(config.get(Ask.KEEP_ROUND, 0))])
         arrays = _deltas(sums, self.model.row_names()) if wants_delta else _parameters(shared, sums)
         metrics: dict[str, Any] = {
             Said.NUM_EXAMPLES: int(sums.num_examples),
@@ -151,6 +161,7 @@ class RecommenderClient(NumPyClient):
             Said.LOSS: float(sums.loss if wants_delta else sums.loss / max(sums.num_examples, 1)),
             Said.ROUND: server_round,
             ARRAYS_OUT: json.dumps(list(arrays)),
+            **({name: sums.scalars.get(name, 0.0) for name in plan.part.scalars} if plan.part else {}),
         }
         return list(arrays.values()), int(sums.num_examples), metrics
 
@@ -177,7 +188,7 @@ class RecommenderClient(NumPyClient):
         rows = self._rows(config, int(config.get(Ask.PRIVATE_ROUND, server_round)))
         self.model = self._kept.model(shared, rows)
         users = np.flatnonzero(self.cohort.held_out(part).lengths > 0)
-        plan = FitPlan.of(self.config.train, self.config.seed, server_round)
+        plan = FitPlan.to_serve(self.config.train, self.config.seed, server_round)
         score_block = scorer(
             self.model, shared, rows, self.cohort.before(part), users, plan, int(self.config.evaluate.fold_in_epochs),
             f"fold-in-{part}",
@@ -209,6 +220,31 @@ class RecommenderClient(NumPyClient):
             rows = self._state(config).load(at_round, self.cohort.keys, rows)
         return with_optimizer_state(rows, str(self.config.train.optimizer))
 
+    def _part(self, parameters: list[NDArray], config: Mapping[str, Any], at_round: int) -> ClientPart | None:
+        """Returns what the run's strategy changes in local training."""
+        found = strategy_class(self.config.strategy.name)
+        if not issubclass(found, RecStrategy) or found.client_part is None:
+            return None
+        part = found.client_part
+        options = parse_options(self.config.strategy.options, "strategy.options")
+        received = dict(zip(json.loads(config[ARRAYS_IN]), parameters, strict=True)) if part.has_controls else {}
+        shapes = self._kept.shared_shapes
+        controls = {name: received.get(CONTROL + name) for name in shapes} if part.has_controls else {}
+        for name, control in controls.items():
+            if control is None or control.shape != shapes[name]:
+                raise FedrecError(f"the message has no {CONTROL + name} of shape {shapes[name]}")
+        memory = self._memory(config).load(at_round, _MYSELF, {}) if part.has_controls else {}
+        return part(
+            validate_options(found.Options, options, f"strategy {found.name!r}"),
+            {name: np.asarray(control, dtype=np.float32) for name, control in controls.items()},
+            {name: array[0] for name, array in memory.items()},
+        )
+
+    def _memory(self, config: Mapping[str, Any]) -> PrivateState:
+        """Returns where this node keeps what its strategy's client part remembers."""
+        lineage = f"{config.get(Ask.LINEAGE, 'default')}.strategy"
+        return PrivateState(self.node.state_dir, lineage, self.node.partition_id, self.node.durable)
+
     def _state(self, config: Mapping[str, Any]) -> PrivateState:
         lineage = str(config.get(Ask.LINEAGE, "default"))
         return PrivateState(self.node.state_dir, lineage, self.node.partition_id, self.node.durable)
@@ -226,6 +262,7 @@ def _deltas(sums: FitSums, row_names: list[str]) -> Arrays:
         arrays[DELTA + name] = delta if rows is None else delta[rows]
         if count is not None:
             arrays[COUNT + name] = count if rows is None else count[rows]
+    arrays.update({CONTROL + name: control for name, control in sums.controls.items()})
     return {**positions, **_as_float32(arrays)}
 
 

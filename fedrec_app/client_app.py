@@ -26,6 +26,7 @@ from fedrec_app.paths import default_output_dir
 from fedrec_app.records import (
     ARRAYS,
     CONFIG,
+    CONTROL,
     COUNT,
     DELTA,
     EVAL,
@@ -145,7 +146,7 @@ def _check_outgoing(arrays: Iterable[str], client: RecommenderClient) -> None:
     """The last gate before anything leaves the node: only shared parameters and sums have a name that passes."""
     shared = set(client.model.shared_names())
     for name in arrays:
-        bare = name.removeprefix(DELTA).removeprefix(COUNT).removeprefix(ROWS)
+        bare = name.removeprefix(DELTA).removeprefix(COUNT).removeprefix(ROWS).removeprefix(CONTROL)
         if bare not in shared and not name.startswith((EVAL, STAT)):
             raise FedrecError(f"array {name!r} is not shared and must not leave the node")
 

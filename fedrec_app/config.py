@@ -17,6 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedrec_app.errors import ConfigError, unknown
+from fedrec_app.options import parse_options as parse_options
+from fedrec_app.options import readable
+from fedrec_app.options import validate_options as validate_options
+from fedrec_app.schedules import Schedule
 
 Scalar = bool | int | float | str
 Auto = Literal["auto"]
@@ -71,12 +75,15 @@ class TrainConfig(Section, frozen=True):
     private_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
     num_negatives: Auto | Annotated[int, Field(ge=0)] = "auto"
     weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
+    schedule: str = "constant"
+    max_grad_norm: float = Field(default=0.0, ge=0)
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 
 
 class StrategyConfig(Section, frozen=True):
     name: str = "auto"
     options: str = "{}"
+    schedule: str = "constant"
     fraction_train: float = Field(default=1.0, gt=0, le=1)
     min_nodes: int = Field(default=1, ge=1)
     round_timeout: float = Field(default=3600.0, gt=0)
@@ -116,6 +123,12 @@ class RunConfig(Section, frozen=True):
             raise ValueError(unknown("evaluate.metric", self.evaluate.metric, known))
         return self
 
+    @model_validator(mode="after")
+    def _schedules_are_known(self) -> RunConfig:
+        Schedule.parse(self.train.schedule, "train.schedule")
+        Schedule.parse(self.strategy.schedule, "strategy.schedule")
+        return self
+
     @classmethod
     def from_flat(cls, flat: Mapping[str, object]) -> RunConfig:
         """Returns the typed configuration of flat dotted keys; what is not given takes its default.
@@ -134,7 +147,7 @@ class RunConfig(Section, frozen=True):
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
-            raise ConfigError("; ".join(_readable(error, flat))) from None
+            raise ConfigError("; ".join(readable(error, flat))) from None
 
     def flat(self) -> dict[str, Scalar]:
         """Returns every setting under its dotted key, as Flower would carry it."""
@@ -174,71 +187,6 @@ class RunConfig(Section, frozen=True):
 
 
 _SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy")
-
-
-def _readable(error: ValidationError, given: Mapping[str, Any]) -> list[str]:
-    """Returns one line a key: pydantic complains once for each member of a union such as "auto" or a number."""
-    by_key: dict[str, list[Any]] = {}
-    for problem in error.errors():
-        loc = [str(part) for part in problem["loc"]]
-        by_key.setdefault(".".join(loc[:2]) if ".".join(loc[:2]) in given else ".".join(loc[:1]), []).append(problem)
-    lines = []
-    for key, problems in by_key.items():
-        value = given.get(key, problems[0]["input"])
-        choices = [name for p in problems for name in re.findall(r"'([^']*)'", p.get("ctx", {}).get("expected", ""))]
-        rules = [_rule(problem) for problem in problems if problem["type"] != "literal_error"]
-        if not key:
-            lines += rules
-        elif not rules:
-            lines.append(unknown(key, str(value), choices))
-        else:
-            also = f", or {' or '.join(map(repr, choices))}" if choices else ""
-            lines.append(f"{key} is {value!r}: {'; '.join(rules)}{also}")
-    return lines
-
-
-def _rule(problem: Any) -> str:
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return str(problem["msg"]).replace("Input should be", "must be")
-
-
-def parse_options(text: str, key: str) -> dict[str, Any]:
-    """Returns the JSON object in the setting `key`.
-
-    Raises:
-        ConfigError: the text is not a JSON object.
-    """
-    try:
-        value = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{key} is {text!r}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{key} is {text!r}: a JSON object such as '{{\"name\": 1}}' is expected")
-    return value
-
-
-def validate_options(schema: type[BaseModel], options: Mapping[str, Any], owner: str) -> Any:
-    """Returns `schema` filled with the options.
-
-    Args:
-        schema: the pydantic model of the owner's options.
-        options: name -> value; names may be written with `-` or `_`.
-        owner: who they belong to, for the error ("strategy 'fedadam'").
-
-    Raises:
-        ConfigError: an option is unknown or a value does not fit.
-    """
-    given = {key.replace("-", "_"): value for key, value in options.items()}
-    problems = [
-        unknown(f"option of {owner}", key, schema.model_fields) for key in given if key not in schema.model_fields
-    ]
-    if problems:
-        raise ConfigError("; ".join(problems))
-    try:
-        return schema.model_validate(given)
-    except ValidationError as error:
-        raise ConfigError(f"options of {owner}: {'; '.join(_readable(error, given))}") from None
 
 
 _PAIR = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*=\s*('[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]+)(?=\s|$)")

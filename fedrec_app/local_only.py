@@ -72,9 +72,11 @@ def _train_alone(config: RunConfig, catalog: Catalog, cohort: Cohort, user: int,
         raise ConfigError(f"local-only training needs a strategy of ours, not {config.strategy.name!r}")
     strategy = found(parse_options(config.strategy.options, "strategy.options"))
     for local_round in range(1, config.num_server_rounds + 1):
-        sums = fit_users(model, alone, shared, rows, FitPlan.of(config.train, config.seed, local_round))
+        plan = FitPlan.of(config.train, config.seed, local_round, config.num_server_rounds)
+        sums = fit_users(model, alone, shared, rows, plan)
         update = Update({DELTA + name: delta for name, delta in sums.delta.items()}, {"weight": sums.weight})
         shared = strategy.server_step(shared, strategy.aggregate(iter([update]), shared), local_round)
-    plan, epochs = FitPlan.of(config.train, config.seed, config.num_server_rounds), int(config.evaluate.fold_in_epochs)
+    plan = FitPlan.to_serve(config.train, config.seed, config.num_server_rounds)
+    epochs = int(config.evaluate.fold_in_epochs)
     scores = scorer(model, shared, rows, alone.before(part), np.array([0]), plan, epochs, f"fold-in-{part}")
     return scores(np.array([0]))[0]

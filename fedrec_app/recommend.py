@@ -1,4 +1,4 @@
-"""Recommendations from the folder of a run, on the machine that holds the data."""
+"""Recommendations from the folder of a run, or of several as one, on the machine that holds the data."""
 
 from __future__ import annotations
 
@@ -11,66 +11,106 @@ from numpy.typing import NDArray
 
 from fedrec_app import node_data
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.config import DataConfig, RunConfig
+from fedrec_app.config import DataConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
+from fedrec_app.ensemble import fused, require_fusion
 from fedrec_app.errors import ConfigError, DataError, StateError
-from fedrec_app.models.base import Recommender, initialise
-from fedrec_app.models.registry import make_model
-from fedrec_app.private_state import PrivateState
-from fedrec_app.records import Arrays
-from fedrec_app.training.plan import FitPlan
-from fedrec_app.training.private_rows import with_optimizer_state
-from fedrec_app.training.serving import scorer
-
-NEWCOMER_EPOCHS = 50
+from fedrec_app.finished import FinishedRun, Served, require_same_data
+from fedrec_app.run_weights import by_score, normalised
 
 
 def recommend(folder: RunFolder, user: str, history: list[str], k: int) -> dict[str, Any]:
-    """Returns {"method", "items": [{"item_id", "score", "title"}]}, best first, items seen left out.
+    """Returns what `recommend_by` returns for one run; arguments as there."""
+    return recommend_by([folder], user, history, k)
+
+
+def recommend_by(
+    folders: Sequence[RunFolder],
+    user: str,
+    history: list[str],
+    k: int,
+    fusion: str = "rank",
+    weights: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Returns {"method", "items": [{"item_id", "score", "title"}], "warnings"}, best first, items seen left out.
 
     A user of the data is scored with his private rows, brought up to date on all he did; somebody with a history
-    alone gets rows by fold-in; with neither the most popular items are returned.
+    alone gets rows by fold-in, and so does a user whose rows are not here, which a warning says; with neither the most
+    popular items are returned. Several runs are fused, and "runs" tells each one's weight and method.
 
     Args:
-        folder: of a run that completed.
+        folders: of runs that completed, of the same data.
         user: id in the data, or "".
         history: item ids, oldest first; not together with `user`.
         k: how many items; fewer where the catalog has no more.
+        fusion: "rank" or "score", see `ensemble`.
+        weights: one a run; in proportion to their validation scores when absent.
 
     Raises:
-        FedrecError: the run, the user or an item is unknown, or the data is not what it was.
+        FedrecError: a run, the user or an item is unknown, the runs do not fit together, or the data is not what it
+            was.
     """
     if user and history:
         raise DataError("give a user of the data or a history, not both")
     if k < 1:
         raise ConfigError(f"k is {k}: at least 1 is expected")
-    shared, metadata, popularity = folder.read_model()
-    config = RunConfig.from_flat(folder.read_config())
-    catalog = node_data.catalog(config.data)
-    if catalog.hash != metadata["catalog-hash"]:
-        raise StateError("the catalog has changed since this run: its items do not match the model's rows")
-    at_round = int(metadata["round"])
+    require_fusion(fusion)
+    runs = [FinishedRun.read(folder) for folder in folders]
+    require_same_data(runs)
+    catalog, data = runs[0].catalog(), runs[0].config.data
+    shares = _weights(runs, weights)
+    if not user and not history:
+        return {"method": "popularity", **_best(catalog, _popularity(runs), np.zeros(0, dtype=np.int64), k)}
     if user:
-        cohort = _known_user(config.data, user)
-        seen = cohort.train.items
-        rows = _private_rows(folder, metadata["lineage"], at_round, cohort.keys)
-        scores, solved = _scores(config, catalog, shared, cohort, rows, at_round)
-        method = "private rows" if rows is not None or solved else "fold-in"
-    elif history:
-        seen = np.array([_position(catalog, item) for item in dict.fromkeys(history)], dtype=np.int64)
-        ordered = node_data.prepared(config.data).dataset.interactions.has_timestamps
-        scores, _ = _scores(config, catalog, shared, _cohort("", seen, len(catalog), ordered), None, at_round)
-        method = "fold-in"
+        cohort = _known_user(data, user)
     else:
-        if popularity is None:
-            raise StateError("this run has no popularity: not every node told its counts (privacy.min-cohort)")
-        seen, scores, method = np.zeros(0, dtype=np.int64), popularity.astype(np.float64), "popularity"
+        seen = np.array([_position(catalog, item) for item in dict.fromkeys(history)], dtype=np.int64)
+        ordered = node_data.prepared(data).dataset.interactions.has_timestamps
+        cohort = _cohort("", seen, len(catalog), ordered)
+    served = [run.serve(catalog, cohort, "recommend") for run in runs]
+    methods = ["private rows" if user and one.has_rows[0] else "fold-in" for one in served]
+    result: dict[str, Any] = {"method": methods[0] if len(runs) == 1 else f"{fusion} fusion"}
+    result |= _best(catalog, _scores(served, cohort, fusion, shares), cohort.train.items, k)
+    if len(runs) > 1:
+        of_runs = zip(runs, shares.tolist(), methods, strict=True)
+        result["runs"] = [{"run": run.name, "weight": share, "method": how} for run, share, how in of_runs]
+    if user and (
+        lines := [f"{run.name}: {line}" for run, one in zip(runs, served, strict=True) for line in one.warnings()]
+    ):
+        result["warnings"] = lines
+    return result
+
+
+def _weights(runs: Sequence[FinishedRun], given: Sequence[float] | None) -> NDArray[np.float64]:
+    if given is not None:
+        return normalised(given, len(runs))
+    if len(runs) == 1:
+        return np.ones(1)
+    return by_score([run.validation(runs[0].config.evaluate.metric) for run in runs])
+
+
+def _popularity(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
+    for run in runs:
+        if run.popularity is not None:
+            return run.popularity.astype(np.float64)
+    raise StateError("this run has no popularity: not every node told its counts (privacy.min-cohort)")
+
+
+def _scores(served: Sequence[Served], cohort: Cohort, fusion: str, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns (num_items,) scores for the one user of a cohort: a single run's own, or fused."""
+    blocks = [one.scores(np.array([0])) for one in served]
+    if len(blocks) == 1:
+        return blocks[0][0].double().cpu().numpy()
+    return fused(fusion, blocks, shares, cohort.train)[0]
+
+
+def _best(catalog: Catalog, scores: NDArray[np.float64], seen: NDArray[np.int64], k: int) -> dict[str, Any]:
     scores = scores.copy()
     scores[seen] = -np.inf
     best = np.argsort(-scores, kind="stable")[: min(k, len(catalog) - len(np.unique(seen)))]
-    return {"method": method, "items": [_item(catalog, int(i), float(scores[i])) for i in best]}
+    return {"items": [_item(catalog, int(i), float(scores[i])) for i in best]}
 
 
 def _known_user(config: DataConfig, user: str) -> Cohort:
@@ -86,27 +126,6 @@ def _cohort(user: str, seen: NDArray[np.int64], num_items: int, ordered: bool) -
     """Returns one user with nothing held out."""
     history, nothing = Histories.from_lists([seen]), Histories.from_lists([[]])
     return Cohort((user,), num_items, history, nothing, nothing, history, ordered)
-
-
-def _private_rows(folder: RunFolder, lineage: str, at_round: int, keys: NDArray[np.uint64]) -> Arrays | None:
-    state_dir = folder.path.resolve().parent.parent / "nodes"
-    for partition in sorted(p for p in (state_dir / lineage).glob("*") if p.name.isdecimal()):
-        if (rows := PrivateState(state_dir, lineage, int(partition.name)).find(at_round, keys)) is not None:
-            return rows
-    return None
-
-
-def _scores(
-    config: RunConfig, catalog: Catalog, shared: Arrays, cohort: Cohort, rows: Arrays | None, at_round: int
-) -> tuple[NDArray[np.float64], bool]:
-    """Returns (num_items,) scores for the one user of a cohort, and whether his rows have a closed form."""
-    model: Recommender = initialise(make_model(config.model), catalog, cohort, config.seed)
-    start = rows or {n: model.get_parameter(n).detach().numpy().copy() for n in model.private_names()}
-    start = with_optimizer_state(start, str(config.train.optimizer))
-    epochs = NEWCOMER_EPOCHS if rows is None else int(config.evaluate.fold_in_epochs)
-    plan, one = FitPlan.of(config.train, config.seed, at_round), np.array([0])
-    scores = scorer(model, shared, start, cohort, one, plan, epochs, "recommend")(one)[0]
-    return scores.double().numpy(), model.solves_private
 
 
 def _position(catalog: Catalog, item: str) -> int:

@@ -1,8 +1,9 @@
 """The message schema: what travels between ServerApp and ClientApp, in one place.
 
-to the node     arrays  ArrayRecord   shared parameters by name
+to the node     arrays  ArrayRecord   shared parameters by name, and "control/<name>" where the strategy has some
                 config  ConfigRecord  keys of `Ask`
-training reply  arrays  ArrayRecord   "delta/<name>", "count/<name>" (asked for deltas) or parameters by name
+training reply  arrays  ArrayRecord   "delta/<name>", "count/<name>" (asked for deltas) or parameters by name;
+                                      "control/<name>", (shape of the parameter) what a strategy's client part adds
                 metrics MetricRecord  scalars; "num-examples" is the weight that stock strategies use
 evaluation      arrays  ArrayRecord   "eval/<...>" sums (asked for sums), else none
                 metrics MetricRecord
@@ -30,7 +31,7 @@ Arrays = dict[str, NDArray]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 
-DELTA, COUNT, ROWS, EVAL, STAT = "delta/", "count/", "rows/", "eval/", "stat/"
+DELTA, COUNT, ROWS, CONTROL, EVAL, STAT = "delta/", "count/", "rows/", "control/", "eval/", "stat/"
 
 
 class Ask:

@@ -25,6 +25,7 @@ from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
+from fedrec_app.schedules import Schedule
 from strategies.base import Settings
 from strategies.evaluation import FederatedEvaluation
 from strategies.registry import make_strategy
@@ -135,7 +136,7 @@ class _Run:
                 quarantined,
             )
         popularity = roster.sums.get("item-counts")
-        strategy = self._strategy(roster)
+        strategy = strategy_of(config, self.model.row_names(), roster)
         evaluation = FederatedEvaluation(popularity)
         judge = self._judge(evaluation, roster)
         recorder = _Recorder(self.folder, config.num_server_rounds, config.evaluate.metric, watchers)
@@ -155,15 +156,6 @@ class _Run:
         report = write_report(self.folder)
         log(INFO, "done: best round %s; report: %s", progress.best_round, report)
         return summary
-
-    def _strategy(self, roster: Roster) -> Strategy:
-        c = self.config
-        settings = Settings(
-            c.seed, c.strategy.fraction_train, c.strategy.min_nodes, tuple(self.model.row_names()),
-            "node" if c.train.unit == "node" else "user",
-        )  # fmt: skip
-        options = parse_options(c.strategy.options, "strategy.options")
-        return make_strategy(c.strategy.name, options, settings, roster)
 
     def _judge(self, evaluation: FederatedEvaluation, roster: Roster) -> Evaluate:
         def evaluate(
@@ -243,6 +235,27 @@ class _Run:
         if config.data.protocol == "leaky-pfedrec":
             summary["warning"] = "leaky protocol: held-out items are never training negatives; not comparable"
         return summary
+
+
+def strategy_of(config: RunConfig, row_names: Iterable[str] = (), roster: Roster | None = None) -> Strategy:
+    """Returns the strategy of a run.
+
+    Args:
+        config: resolved.
+        row_names: parameters of the model with a row an item.
+        roster: the nodes of the run; None before anybody knows them.
+
+    Raises:
+        ConfigError: there is no such strategy, an option does not fit, or it makes no sense in this run.
+    """
+    c, train = config, config.train
+    settings = Settings(
+        seed=c.seed, fraction_train=c.strategy.fraction_train, min_nodes=c.strategy.min_nodes,
+        row_names=tuple(row_names), unit="node" if train.unit == "node" else "user", num_rounds=c.num_server_rounds,
+        schedule=Schedule.parse(c.strategy.schedule, "strategy.schedule"), local_optimizer=train.optimizer,
+        one_step=(train.unit, train.optimizer, train.local_epochs, train.batch_size) == ("user", "sgd", 1, 0),
+    )  # fmt: skip
+    return make_strategy(c.strategy.name, parse_options(c.strategy.options, "strategy.options"), settings, roster)
 
 
 def split_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,8 +20,10 @@ def simulate(
     watchers: Iterable[OnRound] = (),
     on_reply: Callable[[int, int], None] | None = None,
     taps: Iterable[Callable[[Message], None]] = (),
+    durations: Mapping[int, float] | None = None,
 ) -> RunResult:
-    """Returns the finished run.
+    """Returns the finished run; with `durations` its summary has "virtual_seconds", what training took on the clock of
+    `LocalGrid`.
 
     Args:
         flat: settings by dotted key.
@@ -29,6 +31,7 @@ def simulate(
         watchers: called after each round with (record, progress, number of rounds).
         on_reply: called after each reply with (replies so far, messages of this exchange).
         taps: called with every message in either direction.
+        durations: partition -> virtual seconds that a training message takes there; 1 for every other.
 
     Raises:
         FedrecError: a setting or the data is wrong.
@@ -37,5 +40,32 @@ def simulate(
         raise ConfigError(f"num-nodes is {num_nodes}: at least 1 is expected")
     if (needed := RunConfig.from_flat(flat).strategy.min_nodes) > num_nodes:
         raise ConfigError(f"strategy.min-nodes is {needed}: there are {num_nodes} nodes (num-nodes)")
-    grid = LocalGrid(client_app.app, flat, num_nodes, on_reply, taps)
-    return run_server(grid, flat, watchers=watchers)
+    grid = LocalGrid(client_app.app, flat, num_nodes, on_reply, taps, durations)
+    result = run_server(grid, flat, watchers=watchers)
+    if durations is None:
+        return result
+    summary = {**result.summary, "virtual_seconds": grid.now}
+    result.folder.write_summary(summary)
+    return RunResult(result.folder, summary)
+
+
+def parse_durations(given: Iterable[str]) -> dict[int, float]:
+    """Returns virtual seconds by partition.
+
+    Args:
+        given: each "partition=seconds", such as "0=10".
+
+    Raises:
+        ConfigError: one is not of that form, or a partition is named twice.
+    """
+    found: dict[int, float] = {}
+    for text in given:
+        partition, _, seconds = text.partition("=")
+        try:
+            key, value = int(partition), float(seconds)
+        except ValueError:
+            raise ConfigError(f"{text!r} is not partition=factor, such as 0=10") from None
+        if key in found:
+            raise ConfigError(f"partition {key} is named twice: {found[key]:g} and {value:g}")
+        found[key] = value
+    return found

@@ -5,6 +5,7 @@
     python scripts/bench.py aggregate                      the server's mean: Flower's FedAvg
     python scripts/bench.py evaluate                       full ranking: a loop over users
     python scripts/bench.py flower --data-dir DATA         flwr run: one node a user (some six minutes)
+    python scripts/bench.py async --data-dir DATA          one slow node: fedbuff against fedavg
     python scripts/bench.py overhead --data-dir DATA       what the app adds to a round, training taken off
     python scripts/bench.py scale                          growth with users and items, each size in its own process
 
@@ -35,7 +36,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir", exists=True, file_okay=False,
-        help="Folder with `ml-100k` (train, flower, overhead); left out: synthetic users in its size.",
+        help="Folder with `ml-100k` (train, flower, async, overhead); left out: synthetic users in its size.",
     ),
 ]  # fmt: skip
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="How often each side is timed; the median counts.")]
@@ -103,6 +104,19 @@ def flower(
     """Seconds a round of `flwr run`: 8 nodes with cohorts against one node a user. Repeats are rounds."""
     from benchmarks.flower import measure
 
+    with _progress() as say:
+        report = measure(data_dir, _repeats(repeats, quick), threads, quick, say)
+    report.show(as_json)
+
+
+@commands.command("async")
+def asynchronous(
+    data_dir: DataDir = None, repeats: Repeats = 3, threads: Threads = 1, quick: Quick = False, as_json: AsJson = False
+) -> None:
+    """Server steps with one slow node: fedbuff against fedavg, on nodes that are threads. Repeats are runs."""
+    from benchmarks.asynchronous import measure
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # after the import, which sets it too
     with _progress() as say:
         report = measure(data_dir, _repeats(repeats, quick), threads, quick, say)
     report.show(as_json)

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fedrec_app.records import COUNT, DELTA, Arrays
+from fedrec_app.records import CONTROL, COUNT, DELTA, Arrays, Said
 from strategies.update import Update
 
 MOST_LEVELS = 10
@@ -84,12 +84,16 @@ class UpdateSum:
         self._deltas = {name: ExactSum(param.shape) for name, param in params.items()}
         self._counts: dict[str, ExactSum] = {}
         self._num_rows = {name: param.shape[:1] for name, param in params.items()}
-        self._weights: list[float] = []
+        self._controls: dict[str, ExactSum] = {}
+        self._scalars: dict[str, list[float]] = {}
 
     def add(self, update: Update) -> None:
         """Adds an update; of a parameter that came as rows only these are touched."""
-        self._weights.append(update.weight)
+        for key, value in update.scalars.items():
+            self._scalars.setdefault(key, []).append(value)
         for name, total in self._deltas.items():
+            if (control := update.arrays.get(CONTROL + name)) is not None:
+                self._controls.setdefault(name, ExactSum(control.shape)).add(control)
             rows = update.rows(name)
             total.add(update.arrays[DELTA + name], rows)
             if (count := update.arrays.get(COUNT + name)) is not None:
@@ -100,7 +104,11 @@ class UpdateSum:
     @property
     def weight(self) -> float:
         """Sum of the weights."""
-        return math.fsum(self._weights)
+        return self.scalar(Said.WEIGHT)
+
+    def scalar(self, name: str) -> float:
+        """Returns the sum of a scalar, 0 where no update has it."""
+        return math.fsum(self._scalars.get(name, []))
 
     def delta(self, name: str) -> NDArray[np.float64]:
         """Returns the sum of the weighted deltas of a parameter; see `ExactSum.total`."""
@@ -109,6 +117,14 @@ class UpdateSum:
     def count(self, name: str) -> NDArray[np.float64] | None:
         """Returns (num_rows,) sums of weights by row, or None where no update counted."""
         return self._counts[name].total() if name in self._counts else None
+
+    def control(self, name: str) -> NDArray[np.float64]:
+        """Returns the sum of what client parts sent beside the delta of a parameter.
+
+        Raises:
+            KeyError: no update has any.
+        """
+        return self._controls[name].total()
 
 
 @njit(nogil=True, cache=True)

@@ -13,7 +13,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any, ClassVar, Literal
 
@@ -22,29 +22,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
+from fedrec_app.client_part import ClientPart
 from fedrec_app.config import validate_options
-from fedrec_app.records import ARRAYS, CONFIG, Arrays, Ask, Said, from_record, to_record
+from fedrec_app.records import ARRAYS, CONFIG, CONTROL, Arrays, Ask, Said, from_record, to_record
+from fedrec_app.schedules import Schedule
 from fedrec_app.seeding import rng
-from strategies.aggregators import WeightedMean, Weighting
+from strategies.aggregators import Aggregator
+from strategies.compose import make_aggregator, make_server_optimizer
 from strategies.evaluation import FederatedEvaluation
-from strategies.optimizers import SGD, ServerOptimizer
+from strategies.optimizers import ServerOptimizer
+from strategies.options import MeanOptions, StrategyOptions, Weighting
 from strategies.rollcall import Member, Roster, messages_to, sample
-from strategies.rounds import Hooks, Progress, run_rounds
+from strategies.rounds import Exchange, Hooks, Progress, run_rounds
 from strategies.update import MAX_UNITS, Expected, Intake, Update
-
-
-class StrategyOptions(BaseModel):
-    """Options of a strategy; unknown ones are an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class MeanOptions(StrategyOptions):
-    """Options of strategies that average."""
-
-    weighting: Weighting = "examples"
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,10 @@ class Settings:
         min_nodes: a round with fewer valid updates is skipped.
         row_names: parameters with a row an item; nodes may send some of their rows alone.
         unit: whether users or pooled nodes are the units that weights refer to.
+        num_rounds: of the run, for schedules.
+        schedule: of the server's learning rate.
+        local_optimizer: what units take their local steps with.
+        one_step: whether every unit takes one local step of plain SGD and no more.
     """
 
     seed: int = 0
@@ -64,18 +60,34 @@ class Settings:
     min_nodes: int = 1
     row_names: tuple[str, ...] = ()
     unit: Literal["user", "node"] = "user"
+    num_rounds: int = 1
+    schedule: Schedule = field(default_factory=Schedule)
+    local_optimizer: str = "sgd"
+    one_step: bool = False
 
 
 class RecStrategy(Strategy):
     """Sample -> send -> validate -> aggregate -> server step.
 
-    Override `aggregate` for a new rule, `make_server_optimizer` or `server_step` for a new step. Everything that
-    comes from nodes has been validated before either sees it.
+    Override `aggregate` for a new rule, `make_server_optimizer` or `server_step` for a new step, and name a
+    `client_part` for what is new on the nodes. Everything that comes from nodes has been validated before any of them
+    sees it.
 
     Args:
         options: a mapping or the class's own `Options`.
         settings: see `Settings`.
         roster: the nodes of the run; None: whoever answers a roll-call that checks nothing.
+
+    Attributes:
+        name, summary_line: what lists show.
+        needs: "sums": any grouping of the same users gives the same; "individual": each node's update by itself.
+        Options: schema of the options.
+        weighted: a weight of 3 counts like three units of weight 1; as the aggregator says, unless the class says.
+        zero_is_identity: nodes that changed nothing leave the parameters as they are in a first round.
+        depends_on_arrival: a round aggregates those updates that come first; such a strategy has an `exchange` of its
+            own.
+        client_part: what changes in local training.
+        api_version: the `API_VERSION` that a plug-in was written for.
 
     Raises:
         ConfigError: an option is unknown or out of range.
@@ -83,8 +95,13 @@ class RecStrategy(Strategy):
 
     name: ClassVar[str] = ""
     summary_line: ClassVar[str] = ""
-    needs: ClassVar[Literal["sums", "individual"]] = "sums"
+    needs: Literal["sums", "individual"] = "sums"
+    weighted: bool | None = None
+    zero_is_identity: ClassVar[bool] = True
+    depends_on_arrival: ClassVar[bool] = False
     Options: ClassVar[type[StrategyOptions]] = MeanOptions
+    client_part: ClassVar[type[ClientPart] | None] = None
+    api_version: ClassVar[int | None] = None
     one_by_one: ClassVar[bool] = True  # replies are read once, as they come; stock strategies get a list
 
     def __init__(
@@ -95,17 +112,45 @@ class RecStrategy(Strategy):
         self.options: Any = validate_options(self.Options, given, f"strategy {self.name!r}")
         self.settings = settings
         self.roster = roster
-        self.aggregator: Any = WeightedMean()
+        self.aggregator = self.make_aggregator()
         self.server_optimizer = self.make_server_optimizer()
+        if self.needs == "sums" and type(self).aggregate is RecStrategy.aggregate:
+            self.needs = self.aggregator.needs
+        if self.weighted is None:
+            self.weighted = self.aggregator.weighted
         self.evaluation = FederatedEvaluation()
         self._params: Arrays = {}
         self._asked: list[Member] = []
 
     # What a strategy author overrides ------------------------------------------------------------------------------
 
+    def make_aggregator(self) -> Aggregator:
+        """Returns the rule that `aggregate` uses: the option `aggregator`, else the weighted mean."""
+        return make_aggregator(getattr(self.options, "aggregator", "mean"))
+
     def make_server_optimizer(self) -> ServerOptimizer:
-        """Returns the optimiser that `server_step` uses; plain averaging unless overridden."""
-        return SGD(1.0)
+        """Returns the optimiser that `server_step` uses: the option `server_optimizer`, else plain averaging."""
+        return make_server_optimizer(getattr(self.options, "server_optimizer", "sgd"))
+
+    def problem(self, num_nodes: int | None) -> str:
+        """Returns why these options make no sense in this run, or "": such a run is refused before it starts.
+
+        Args:
+            num_nodes: how many nodes train in a round; None while nobody knows.
+        """
+        if type(self).aggregate is not RecStrategy.aggregate:
+            return ""
+        if self.weighting == "rows" and not self.aggregator.counts_rows:
+            return f"weighting 'rows' counts who trained a row, which aggregator {self.aggregator.name!r} does not use"
+        return "" if num_nodes is None else self.aggregator.problem(num_nodes)
+
+    def ask(self) -> dict[str, bool | int | float | str]:
+        """Returns what the nodes are told besides what every strategy tells them, by the keys of `records.Ask`."""
+        return {}
+
+    def controls(self) -> Arrays:
+        """Returns arrays that go to the nodes beside the parameters, by parameter name; see `ClientPart`."""
+        return {}
 
     def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
         """Returns the delta of this round by parameter name.
@@ -116,7 +161,7 @@ class RecStrategy(Strategy):
                 Below the quorum, which is known only after the last one, what is returned is thrown away.
             params: the current parameters; not to be changed.
         """
-        return self.aggregator(updates, params)
+        return self.aggregator(updates, params, self.settings.row_names)
 
     def server_step(self, params: Arrays, delta: Arrays, server_round: int) -> Arrays:
         """Returns the next parameters, shapes and dtypes kept.
@@ -126,7 +171,8 @@ class RecStrategy(Strategy):
             delta: what `aggregate` returned.
             server_round: the round, from 1.
         """
-        return self.server_optimizer.step(params, delta)
+        factor = self.settings.schedule.factor(server_round, self.settings.num_rounds)
+        return self.server_optimizer.step(params, delta, factor)
 
     def state(self) -> Arrays:
         """Returns what the next round depends on besides the parameters, by name: a checkpoint keeps it."""
@@ -144,12 +190,15 @@ class RecStrategy(Strategy):
         """Returns one message for each sampled node: the parameters, and what we ask for."""
         self._params = from_record(arrays)
         members = self._members(grid)
-        size = max(self.settings.min_nodes, round(self.settings.fraction_train * len(members)), 1)
-        self._asked = sample(members, size, rng(self.settings.seed, "nodes", server_round))
+        self._asked = self._choose(members, server_round)
         ask = ConfigRecord(dict(config))
         ask[Ask.ROUND] = server_round
         ask[Ask.UPDATE] = "delta"
         ask[Ask.WEIGHTING] = self.weighting
+        for key, value in self.ask().items():
+            ask[key] = value
+        if controls := self.controls():
+            arrays = to_record({**self._params, **{CONTROL + name: array for name, array in controls.items()}})
         content = RecordDict({ARRAYS: arrays, CONFIG: ask})
         return messages_to(self._asked, content, MessageType.TRAIN, str(server_round))
 
@@ -186,6 +235,10 @@ class RecStrategy(Strategy):
         """Returns the metrics over all users who have something held out."""
         return self.evaluation.aggregate(server_round, replies)
 
+    def exchange(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Exchange:
+        """Returns the messages of a round on their way; `aggregate_train` reads the replies."""
+        return Exchange(grid, messages, timeout)
+
     def summary(self) -> None:
         """Logs what is about to run."""
         log(INFO, "\t├──> %s %s", self.name or type(self).__name__, self.options.model_dump())
@@ -215,15 +268,41 @@ class RecStrategy(Strategy):
         """How nodes weight their units: the option of that name, or by examples."""
         return getattr(self.options, "weighting", "examples")
 
+    @property
+    def members(self) -> list[Member]:
+        """The nodes of the run, in the order of partitions."""
+        return [] if self.roster is None else self.roster.partitions()
+
+    def expected_weight(self, member: Member) -> float:
+        """Returns the weight of a node's update when all its users train."""
+        if self.weighting == "examples":
+            return member.num_examples
+        return 1 if self.weighting == "uniform" and self.settings.unit == "node" else member.num_users
+
+    def nodes_a_round(self) -> int | None:
+        """Returns how many nodes train in a round, or None while nobody knows."""
+        return None if self.roster is None else self._sample_size(len(self.roster.members))
+
+    def _sample_size(self, num_members: int) -> int:
+        return min(max(self.settings.min_nodes, round(self.settings.fraction_train * num_members), 1), num_members)
+
     def _members(self, grid: Grid) -> list[Member]:
         if self.roster is None:
             self.roster = Roster("", "")
         self.roster.refresh(grid)
         return self.roster.partitions()
 
+    def _choose(self, members: list[Member], server_round: int) -> list[Member]:
+        """Returns who is asked to train, in the order of partitions."""
+        return sample(members, self._sample_size(len(members)), rng(self.settings.seed, "nodes", server_round))
+
+    def _take(self, updates: Iterator[Update]) -> Iterator[Update]:
+        """Returns those of the valid updates that this round aggregates."""
+        return updates
+
     def _delta(self, intake: Intake, replies: Iterable[Message]) -> Arrays | None:
         """Returns what `aggregate` makes of the valid updates, or None where there are none, or too few to collect."""
-        updates = intake.updates(replies)
+        updates = self._take(intake.updates(replies))
         if self.needs == "individual":
             ordered = sorted(updates, key=lambda update: update.partition_id)
             enough = len(ordered) >= max(self.settings.min_nodes, 1)
@@ -246,18 +325,15 @@ class RecStrategy(Strategy):
         return None, metrics
 
     def _expected(self, server_round: int) -> Expected:
-        def most(member: Member) -> float:
-            if self.weighting == "examples":
-                return member.num_examples
-            return 1 if self.weighting == "uniform" and self.settings.unit == "node" else member.num_users
-
         return Expected(
             self._params,
             self.settings.row_names,
             self.weighting == "rows",
             server_round,
             {member.node_id: member.partition_id for member in self._asked},
-            {member.node_id: min(most(member), MAX_UNITS) for member in self._asked},
+            {member.node_id: min(self.expected_weight(member), MAX_UNITS) for member in self._asked},
+            self.client_part.scalars if self.client_part else (),
+            self.client_part is not None and self.client_part.has_controls,
         )
 
 

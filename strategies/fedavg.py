@@ -7,10 +7,9 @@ learning rate (1 in the paper: then they are the weighted mean of the clients' m
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from strategies.base import MeanOptions, RecStrategy
-from strategies.optimizers import SGD
+from strategies.base import RecStrategy
+from strategies.optimizers import SGD, SGDOptions
+from strategies.options import WithAggregator
 
 
 class FedAvg(RecStrategy):
@@ -19,11 +18,9 @@ class FedAvg(RecStrategy):
     name = "fedavg"
     summary_line = "weighted mean of the clients' models (McMahan et al., AISTATS 2017)"
 
-    class Options(MeanOptions):
+    class Options(SGDOptions, WithAggregator):
         """learning_rate: factor on the mean delta, 1 for plain averaging."""
-
-        learning_rate: float = Field(default=1.0, gt=0)
 
     def make_server_optimizer(self) -> SGD:
         """Returns plain steps along the mean delta."""
-        return SGD(self.options.learning_rate)
+        return SGD(self.options)

@@ -1,104 +1,120 @@
 """Server optimisers: they move the parameters along the mean delta.
 
-Adaptive Federated Optimization, Reddi et al., ICLR 2021, https://arxiv.org/abs/2003.00295 (Algorithm 2): the mean delta
-stands for the negative gradient.
+Adaptive Federated Optimization, Reddi et al., ICLR 2021, https://arxiv.org/abs/2003.00295 (Algorithms 1 and 2): the
+mean delta stands for the negative gradient.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
 
+from fedrec_app.config import validate_options
 from fedrec_app.records import Arrays
+from strategies.options import StrategyOptions
 
 
-class ServerOptimizer(Protocol):
-    """One step on the server; `state` is what a checkpoint keeps."""
+class ServerOptimizer:
+    """One step a round on the server.
 
-    def step(self, params: Arrays, delta: Arrays) -> Arrays:
-        """Returns the new parameters, dtypes kept; neither argument is changed."""
-        ...
+    Args:
+        options: of the optimiser: a mapping, or an object that has them as attributes.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+    """
+
+    name: ClassVar[str] = ""
+    summary_line: ClassVar[str] = ""
+    Options: ClassVar[type[StrategyOptions]] = StrategyOptions
+
+    def __init__(self, options: Any = None) -> None:
+        if options is None or isinstance(options, dict):
+            options = validate_options(self.Options, options or {}, f"server optimizer {self.name!r}")
+        self.options: Any = options
+
+    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
+        """Returns the new parameters, dtypes kept; no argument is changed.
+
+        Args:
+            params: the current parameters.
+            delta: what was aggregated.
+            factor: of the round's schedule, on the learning rate.
+        """
+        raise NotImplementedError
 
     def state(self) -> Arrays:
-        """Returns what the next step depends on, by name."""
-        ...
-
-    def load_state(self, state: Arrays) -> None:
-        """Continues from what `state` returned."""
-        ...
-
-
-class SGD:
-    """params + learning_rate * delta; with a rate of 1 the federated average itself (McMahan et al., AISTATS 2017)."""
-
-    def __init__(self, learning_rate: float = 1.0) -> None:
-        self.learning_rate = learning_rate
-
-    def step(self, params: Arrays, delta: Arrays) -> Arrays:
-        """Returns the new parameters, dtypes kept."""
-        result: Arrays = {}
-        for name, p in params.items():
-            step = delta[name] if self.learning_rate == 1 else self.learning_rate * delta[name]
-            # Rounded while it is added up: of large tables no copy in float64 is made.
-            result[name] = np.add(p, step, out=np.empty_like(p), casting="unsafe")
-        return result
-
-    def state(self) -> Arrays:
-        """Returns nothing: plain steps have no memory."""
+        """Returns what the next step depends on, by name: a checkpoint keeps it."""
         return {}
 
     def load_state(self, state: Arrays) -> None:
         """Continues from what `state` returned."""
         if state:
-            raise ValueError(f"SGD has no state, found {sorted(state)}")
+            raise ValueError(f"server optimizer {self.name!r} has no state, found {sorted(state)}")
 
 
-class Adam:
-    """FedAdam (Reddi et al., ICLR 2021), with Adam's bias correction (Kingma & Ba, ICLR 2015) unless switched off.
+class SGDOptions(StrategyOptions):
+    """learning_rate: factor on the delta, 1 for plain averaging."""
 
-    Args:
-        learning_rate: server learning rate eta.
-        beta_1: decay of the first moment.
-        beta_2: decay of the second moment.
-        tau: degree of adaptivity, added to the root of the second moment.
-        bias_correction: whether moments are divided by 1 - beta^t; the paper's algorithm does without.
+    learning_rate: float = Field(default=1.0, gt=0)
+
+
+class SGD(ServerOptimizer):
+    """params + learning_rate * delta; with a rate of 1 the federated average itself (McMahan et al., AISTATS 2017)."""
+
+    name = "sgd"
+    summary_line = "steps along the delta"
+    Options = SGDOptions
+
+    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
+        """Returns the new parameters, dtypes kept."""
+        rate = self.options.learning_rate * factor
+        return {name: added(p, delta[name] if rate == 1 else rate * delta[name]) for name, p in params.items()}
+
+
+class MomentumOptions(SGDOptions):
+    """momentum: decay of the velocity."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class Momentum(ServerOptimizer):
+    """v = momentum * v + delta; params + learning_rate * v.
+
+    Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification, Hsu, Qi & Brown, 2019,
+    https://arxiv.org/abs/1909.06335 (FedAvgM, section 4.3).
     """
 
-    def __init__(
-        self, learning_rate: float, beta_1: float, beta_2: float, tau: float, bias_correction: bool = True
-    ) -> None:
-        self.learning_rate, self.beta_1, self.beta_2, self.tau = learning_rate, beta_1, beta_2, tau
-        self.bias_correction = bias_correction
-        self._steps = 0
-        self._first: Arrays = {}
-        self._second: Arrays = {}
+    name = "momentum"
+    summary_line = "SGD with momentum (Hsu et al., 2019)"
+    Options = MomentumOptions
 
-    def step(self, params: Arrays, delta: Arrays) -> Arrays:
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._velocity: Arrays = {}
+
+    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
         """Returns the new parameters, dtypes kept."""
-        self._steps += 1
         result: Arrays = {}
         for name, p in params.items():
-            d = delta[name].astype(np.float64)
-            first = self.beta_1 * self._first.get(name, np.zeros_like(d)) + (1 - self.beta_1) * d
-            second = self.beta_2 * self._second.get(name, np.zeros_like(d)) + (1 - self.beta_2) * d * d
-            # Of 0-d arrays numpy makes scalars, which a checkpoint cannot keep.
-            self._first[name], self._second[name] = np.asarray(first), np.asarray(second)
-            if self.bias_correction:
-                first = first / (1 - self.beta_1**self._steps)
-                second = second / (1 - self.beta_2**self._steps)
-            result[name] = (p + self.learning_rate * first / (np.sqrt(second) + self.tau)).astype(p.dtype)
+            velocity = self.options.momentum * self._velocity.get(name, np.zeros(p.shape)) + delta[name]
+            self._velocity[name] = np.asarray(velocity)
+            result[name] = added(p, self.options.learning_rate * factor * velocity)
         return result
 
     def state(self) -> Arrays:
-        """Returns the number of steps and both moments."""
-        arrays: Arrays = {"steps": np.array(self._steps, dtype=np.int64)}
-        arrays.update({f"first/{name}": array for name, array in self._first.items()})
-        arrays.update({f"second/{name}": array for name, array in self._second.items()})
-        return arrays
+        """Returns the velocities."""
+        return dict(self._velocity)
 
     def load_state(self, state: Arrays) -> None:
         """Continues from what `state` returned."""
-        self._steps = int(state["steps"])
-        self._first = {k.removeprefix("first/"): v for k, v in state.items() if k.startswith("first/")}
-        self._second = {k.removeprefix("second/"): v for k, v in state.items() if k.startswith("second/")}
+        self._velocity = dict(state)
+
+
+def added(param: NDArray, step: NDArray) -> NDArray:
+    """Returns param + step in the dtype of the parameter."""
+    # Rounded while it is added up: of large tables no copy in float64 is made.
+    return np.add(param, step, out=np.empty_like(param), casting="unsafe")

@@ -9,30 +9,41 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedrec_app.errors import ConfigError, unknown
-from fedrec_app.plugins import find
+from fedrec_app.plugins import Registry
 from strategies.base import RecStrategy, Settings
 from strategies.rollcall import Roster
 
 GROUP = "fedrec.strategies"
 BUILT_IN = {
     "fedavg": "strategies.fedavg:FedAvg",
+    "fedavgm": "strategies.fedavgm:FedAvgM",
     "fedadam": "strategies.fedadam:FedAdam",
+    "fedyogi": "strategies.fedyogi:FedYogi",
+    "fedadagrad": "strategies.fedadagrad:FedAdagrad",
+    "fedprox": "strategies.fedprox:FedProx",
+    "scaffold": "strategies.scaffold:Scaffold",
+    "fednova": "strategies.fednova:FedNova",
+    "qfedavg": "strategies.qfedavg:QFedAvg",
+    "fedbuff": "strategies.fedbuff:FedBuff",
+    "median": "strategies.median:Median",
+    "trimmed-mean": "strategies.trimmed_mean:TrimmedMean",
+    "krum": "strategies.krum:Krum",
+    "multi-krum": "strategies.krum:MultiKrum",
+    "norm-bound": "strategies.norm_bound:NormBound",
 }
+STRATEGIES = Registry("strategy", BUILT_IN, GROUP, Strategy, "flwr.serverapp.strategy.Strategy")
 
 
 def strategy_class(name: str) -> type[Strategy]:
     """Returns the class of a strategy.
 
     Raises:
-        ConfigError: no such strategy, or the class found is not a Flower strategy.
+        ConfigError: no such strategy, or the class found is not a Flower strategy; see `Registry.find`.
     """
-    found = find("strategy", name, BUILT_IN, GROUP)
-    if not issubclass(found, Strategy):
-        raise ConfigError(f"strategy {name!r} is {found.__name__}, which is not a flwr.serverapp.strategy.Strategy")
-    return found
+    return STRATEGIES.find(name)
 
 
-def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster: Roster) -> Strategy:
+def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster: Roster | None) -> Strategy:
     """Returns the strategy, ready to start.
 
     Args:
@@ -40,18 +51,21 @@ def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster
         options: of the strategy; a stock Flower strategy takes them as arguments of its constructor.
         settings: what the run tells its strategy. A stock strategy gets those that its constructor knows: it
             samples the same share of nodes, and waits for no more of them than answered the roll-call.
-        roster: the nodes of the run.
+        roster: the nodes of the run; None while nobody knows them.
 
     Raises:
-        ConfigError: an option is unknown or does not fit.
+        ConfigError: an option is unknown or does not fit, or the strategy makes no sense in this run.
     """
     found = strategy_class(name)
     if issubclass(found, RecStrategy):
-        return found(options, settings, roster)
+        strategy = found(options, settings, roster)
+        if problem := strategy.problem(strategy.nodes_a_round()):
+            raise ConfigError(f"strategy {name!r} makes no sense here: {problem}")
+        return strategy
     known = _parameters(found)
     if wrong := [key for key in options if key.replace("-", "_") not in known]:
         raise ConfigError(unknown(f"option of strategy {name!r}", wrong[0], known))
-    least = min(settings.min_nodes, len(roster.members))
+    least = settings.min_nodes if roster is None else min(settings.min_nodes, len(roster.members))
     offered = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": 1.0,

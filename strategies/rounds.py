@@ -82,6 +82,7 @@ class Exchange:
         grid: how nodes are reached.
         messages: sent all at once, so that Flower's grids send only once what they share.
         timeout: seconds to wait.
+        lasting: replies that nobody has read when the round ends are for a later one.
 
     Attributes:
         bytes_down: payload of the messages.
@@ -89,17 +90,28 @@ class Exchange:
         failure: what the grid raised when it was asked for replies.
     """
 
-    def __init__(self, grid: Grid, messages: Iterable[Message], timeout: float) -> None:
+    def __init__(self, grid: Grid, messages: Iterable[Message], timeout: float, lasting: bool = False) -> None:
+        self.lasting = lasting
+        self.failure: Exception | None = None
+        self._grid = grid
+        self._waiting: dict[str, int | None] = {}
+        self.send(messages, timeout)
+
+    def send(self, messages: Iterable[Message], timeout: float) -> None:
+        """Sends more messages, counts bytes anew, and waits from now on."""
         outgoing = list(messages)
         self.bytes_down = sum(num_bytes(message.content) for message in outgoing)
         self.bytes_up = 0
-        self.failure: Exception | None = None
-        self._grid = grid
-        pushed = grid.push_messages(outgoing) if outgoing else []
+        pushed = self._grid.push_messages(outgoing) if outgoing else []
         nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in outgoing}
         # A message that could not be sent has no id: its node will be one that did not reply.
-        self._waiting = {message_id: nodes.get(message_id) for message_id in pushed if message_id}
+        self._waiting.update({message_id: nodes.get(message_id) for message_id in pushed if message_id})
         self._end = time.monotonic() + timeout
+
+    @property
+    def busy(self) -> set[int]:
+        """Nodes that have not answered yet."""
+        return {node for node in self._waiting.values() if node is not None}
 
     def __iter__(self) -> Iterator[Message]:
         """Yields the replies that nobody has read yet, in the order of arrival."""
@@ -189,7 +201,8 @@ def run_rounds(
         began = time.perf_counter()
         config = ConfigRecord(dict(train_config or {}))
         config[Ask.KEEP_ROUND] = progress.best_round
-        replies = Exchange(grid, strategy.configure_train(server_round, progress.arrays, config, grid), timeout)
+        messages = strategy.configure_train(server_round, progress.arrays, config, grid)
+        replies = getattr(strategy, "exchange", Exchange)(grid, messages, timeout)
         arrays, trained = _aggregated(strategy, server_round, replies)
         down, up = replies.bytes_down, replies.bytes_up
         if arrays is not None:
@@ -248,7 +261,7 @@ def _aggregated(
             raise
         log(WARNING, "round %s skipped: the strategy failed with %s: %s", server_round, type(error).__name__, error)
         found = None, MetricRecord({"skipped": 1})
-    for _ in replies:
+    for _ in () if replies.lasting else replies:
         pass  # who has not answered yet is still at work on this round
     return found
 

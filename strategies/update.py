@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
-from fedrec_app.records import ARRAYS, COUNT, DELTA, METRICS, ROWS, Arrays, Said, from_record
+from fedrec_app.records import ARRAYS, CONTROL, COUNT, DELTA, METRICS, ROWS, Arrays, Said, from_record
 
 MAX_UNITS = 1e9
 MAX_SCALAR = 1e100
@@ -27,8 +27,10 @@ class Update:
     Attributes:
         arrays: "delta/<name>", the weighted sum of deltas, shaped like the parameter; "count/<name>", (num_rows,) the
             weights by row of a parameter that has a row an item. Where "rows/<name>" is there, (k,) positions, both
-            have these k rows alone and all others are zero.
-        scalars: "weight" (sum of weights), "num-users", "num-examples", "loss" (sum over examples).
+            have these k rows alone and all others are zero. "control/<name>", what a client part adds, shaped like the
+            parameter.
+        scalars: "weight" (sum of weights), "num-users", "num-examples", "loss" (sum over examples), and the sums of a
+            client part.
         partition_id: which part of the users it comes from; stable, unlike Flower's node ids.
         base_round: the round whose parameters it started from.
         num_rows: how many rows a parameter has, of those with "rows/<name>".
@@ -44,6 +46,14 @@ class Update:
     def weight(self) -> float:
         """Sum of the weights of the units behind the deltas."""
         return self.scalars[Said.WEIGHT]
+
+    def scaled(self, factor: float) -> Update:
+        """Returns the update with its deltas multiplied, everything else as it was."""
+        arrays = {
+            name: np.asarray(array * factor, dtype=array.dtype) if name.startswith(DELTA) else array
+            for name, array in self.arrays.items()
+        }
+        return replace(self, arrays=arrays)
 
     def rows(self, name: str) -> NDArray[np.int32] | None:
         """Returns (k,) positions of the only rows of a parameter that are there, or None where all are."""
@@ -79,6 +89,9 @@ class Expected:
         partitions: node id -> partition id of the nodes that were asked.
         max_weight: node id -> largest weight that the node may claim: what it said of itself in the roll-call, so a
             bound on changing one's story and not on lying from the start.
+        scalars: further sums of numbers, none of them negative, that a client part sends.
+        controls: whether "control/<name>" arrays come beside the deltas.
+        rounds: node id -> the round that this node was asked for, of those to whom `server_round` does not apply.
     """
 
     params: Arrays
@@ -87,6 +100,9 @@ class Expected:
     server_round: int
     partitions: Mapping[int, int]
     max_weight: Mapping[int, float]
+    scalars: tuple[str, ...] = ()
+    controls: bool = False
+    rounds: Mapping[int, int] = field(default_factory=dict)
 
 
 class BadReply(ValueError):
@@ -112,7 +128,7 @@ class Intake:
     def __init__(self, expected: Expected) -> None:
         self.dropped: dict[str, int] = {}
         self.details: list[str] = []
-        self.scalars: dict[str, list[float]] = {key: [] for key in _SCALARS}
+        self.scalars: dict[str, list[float]] = {key: [] for key in (*_SCALARS, *expected.scalars)}
         self.num_updates = 0
         self._expected = expected
         self._seen: set[int] = set()
@@ -159,14 +175,15 @@ def read_update(message: Message, expected: Expected) -> Update:
     record, metrics = content.get(ARRAYS), content.get(METRICS)
     if not isinstance(record, ArrayRecord) or not isinstance(metrics, MetricRecord):
         raise BadReply("wrong-records", f"records {sorted(content)} where '{ARRAYS}' and '{METRICS}' are expected")
-    if metrics.get(Said.ROUND) != expected.server_round:
-        raise BadReply("wrong-round", f"answers round {metrics.get(Said.ROUND)}, not {expected.server_round}")
+    node = message.metadata.src_node_id
+    asked_round = expected.rounds.get(node, expected.server_round)
+    if metrics.get(Said.ROUND) != asked_round:
+        raise BadReply("wrong-round", f"answers round {metrics.get(Said.ROUND)}, not {asked_round}")
     try:
         arrays = from_record(record)
     except Exception as error:  # whatever a hostile payload makes numpy raise
         raise BadReply("unreadable", _one_line(str(error))) from None
-    node = message.metadata.src_node_id
-    scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS))
+    scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS), expected.scalars)
     _check_names(arrays, expected)
     num_rows = {}
     for name, param in expected.params.items():
@@ -178,7 +195,9 @@ def read_update(message: Message, expected: Expected) -> Update:
         if (count := arrays.get(COUNT + name)) is not None:
             _check_array(COUNT + name, count, shape[:1], np.dtype(np.float32))
             _check_count(name, count, scalars[Said.WEIGHT])
-    return Update(arrays, scalars, expected.partitions[node], expected.server_round - 1, num_rows)
+        if (control := arrays.get(CONTROL + name)) is not None:
+            _check_array(CONTROL + name, control, param.shape, param.dtype)
+    return Update(arrays, scalars, expected.partitions[node], asked_round - 1, num_rows)
 
 
 def _check_names(arrays: Arrays, expected: Expected) -> None:
@@ -186,6 +205,8 @@ def _check_names(arrays: Arrays, expected: Expected) -> None:
     needed = {DELTA + name for name in expected.params}
     if expected.counts:
         needed |= {COUNT + name for name in by_row}
+    if expected.controls:
+        needed |= {CONTROL + name for name in expected.params}
     if missing := sorted(needed - set(arrays)):
         raise BadReply("missing-array", f"no {', '.join(missing)}")
     if extra := sorted(set(arrays) - needed - {ROWS + name for name in by_row}):
@@ -222,13 +243,15 @@ def _check_count(name: str, count: NDArray, weight: float) -> None:
 _SCALARS = (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS)
 
 
-def _check_scalars(metrics: Mapping[str, object], max_weight: float) -> dict[str, float]:
+def _check_scalars(metrics: Mapping[str, object], max_weight: float, more: tuple[str, ...]) -> dict[str, float]:
     scalars: dict[str, float] = {}
-    for key in _SCALARS:
+    for key in (*_SCALARS, *more):
         value = metrics.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_SCALAR:
             raise BadReply("bad-scalar", f"{key} is {value!r}: a number up to {MAX_SCALAR:.0e} is expected")
         scalars[key] = float(value)
+        if key in more and value < 0:
+            raise BadReply("bad-scalar", f"{key} is {value!r}: a sum of numbers that are not negative is expected")
     for key in (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES):
         if not 0 <= scalars[key] <= MAX_UNITS:
             raise BadReply("bad-weight", f"{key} is {scalars[key]}: 0 to {MAX_UNITS:.0e} is allowed")

@@ -6,6 +6,9 @@ class Popularity(Recommender):                      # one shared number an item
     def bind(self, catalog, cohort):
         self.item_bias = nn.Parameter(torch.zeros(len(catalog)))
 
+    def row_names(self):
+        return ["item_bias"]
+
     def loss(self, batch):
         return pointwise_loss(self.item_bias[batch["items"]], batch)
 
@@ -74,12 +77,14 @@ class Recommender(nn.Module):
         sampling: the batches that `loss` is given. "pointwise": "user" (B,) rows of private parameters, "items" (B,
             n), "labels" (B, n) 1 or 0, "weights" (B, n) 0 where padded, "share" (B,) how much of its user's
             positives a unit holds.
-        whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch.
+        whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch; or it looks
+            items up in something that `row_names` does not list, such as their features.
         solves_private: `solve_private` gives private rows in closed form; they are then solved anew and never stored.
         couples_users: a user's loss depends on other users of the node; refused with `train.unit = "user"`.
         factorization: says that the model is one that compiled loops can train.
         recipe: setting -> the model's own value, for every setting left at "auto".
         Options: the schema of `model.options`.
+        api_version: the `API_VERSION` that a plug-in was written for.
 
     Args:
         embedding_dim: width of embeddings.
@@ -88,6 +93,7 @@ class Recommender(nn.Module):
 
     name: ClassVar[str] = ""
     summary_line: ClassVar[str] = ""
+    api_version: ClassVar[int | None] = None
     sampling: ClassVar[Sampling] = "pointwise"
     whole_catalog: bool = False
     solves_private: bool = False
@@ -115,7 +121,10 @@ class Recommender(nn.Module):
         return [name for name, _ in self.named_parameters() if name not in private]
 
     def row_names(self) -> list[str]:
-        """Returns shared parameters with one row an item of the catalog."""
+        """Returns shared parameters with one row an item of the catalog.
+
+        Without `whole_catalog`, engines cut them to the items that they meet and number items in batches anew.
+        """
         return []
 
     def private_std(self) -> float:

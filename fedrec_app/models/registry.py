@@ -1,29 +1,27 @@
-"""Models by name."""
+"""Models by name: built in, an entry point of the group `fedrec.models`, or "package.module:Class"."""
 
 from __future__ import annotations
 
 from fedrec_app.config import ModelConfig, parse_options, validate_options
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Recommender
-from fedrec_app.plugins import find
+from fedrec_app.plugins import Registry
 
 GROUP = "fedrec.models"
 BUILT_IN = {
     "mf": "fedrec_app.models.mf:MatrixFactorization",
     "neumf": "fedrec_app.models.neumf:NeuMF",
 }
+MODELS = Registry("model", BUILT_IN, GROUP, Recommender, "fedrec_app.api.Recommender")
 
 
 def model_class(name: str) -> type[Recommender]:
     """Returns the class of a model.
 
     Raises:
-        ConfigError: no such model, or the class found is not a Recommender.
+        ConfigError: no such model, or the class found is not a Recommender; see `Registry.find`.
     """
-    found = find("model", name, BUILT_IN, GROUP)
-    if not issubclass(found, Recommender):
-        raise ConfigError(f"model {name!r} is {found.__name__}, which is not a fedrec_app.api.Recommender")
-    return found
+    return MODELS.find(name)
 
 
 def make_model(config: ModelConfig) -> Recommender:

@@ -29,11 +29,14 @@ _LOGS = 512
 def has_kernel(job: Job, users: NDArray[np.int64]) -> bool:
     """Returns whether this fit of these users can be done by `fused`."""
     plan, factors = job.plan, job.model.factorization
-    if factors is None or plan.device != "cpu" or plan.optimizer != "sgd" or plan.weight_decay:
+    if factors is None or plan.device != "cpu" or plan.optimizer != "sgd" or plan.weight_decay or plan.max_grad_norm:
+        return False
+    if plan.part is not None and (plan.part.changes_gradients() or plan.part.weighed_by_outcome):
         return False
     if factors.unobserved_weight is None:
         return plan.proximal_mu == 0
-    return job.model.solves_private and not plan.clip_norm and bool((job.steps(users) == 1).all())
+    plain = plan.part is None and not plan.clip_norm
+    return job.model.solves_private and plain and bool((job.steps(users) == 1).all())
 
 
 def fused(job: Job, users: NDArray[np.int64]) -> None:
@@ -59,7 +62,7 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
     user_name, item_name = factors.user, factors.item
     cohort, plan, sums = job.cohort, job.plan, job.sums
     table = job.shared[item_name].numpy()
-    losses, weights = np.zeros(len(users)), job.weights(users)
+    losses, weights, factors_of = np.zeros(len(users)), job.weights(users), job.factors(users)
     counts = item_name in sums.count
     parts = job.parts(users)
 
@@ -71,8 +74,8 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
             job.base, users[start:stop], cohort.keys, cohort.train.indptr, cohort.train.items,
             cohort.never_negative.indptr, cohort.never_negative.items, table, job.rows[user_name],
             np.float32(plan.learning_rate), np.float32(plan.private_learning_rate if job.moves_private else 0.0),
-            plan.num_negatives, plan.local_epochs, plan.batch_size, weights[start:stop], plan.clip_norm,
-            delta, count, losses[start:stop],
+            plan.num_negatives, plan.local_epochs, plan.batch_size, weights[start:stop], factors_of[start:stop],
+            plan.clip_norm, delta, count, losses[start:stop],
         )  # fmt: skip
         return delta, count
 
@@ -101,6 +104,7 @@ def _cohort(
     epochs: int,
     batch_size: int,
     weights: NDArray[np.float64],
+    factors: NDArray[np.float64],
     clip_norm: float,
     delta: NDArray[np.float64],
     count: NDArray[np.float64],
@@ -115,9 +119,10 @@ def _cohort(
         table: (num_items, d) shared rows.
         rows: (num_users, d) private rows; changed in place.
         rate, private_rate, num_negatives, epochs, batch_size: see `FitPlan`.
-        weights: (n,) of their deltas.
+        weights: (n,) of the users, for `count`.
+        factors: (n,) what their deltas are multiplied with.
         clip_norm: see `FitPlan`.
-        delta: (num_items, d) what weighted deltas are added to.
+        delta: (num_items, d) what deltas are added to.
         count: (num_items,) what weights are added to at items that were met, or (0,).
         losses: (n,) mean losses, written.
     """
@@ -199,7 +204,7 @@ def _cohort(
                 for c in range(d):
                     mine[c] -= private_rate * pull[c]
         losses[n] = loss / (epochs * length * width)
-        factor = weights[n]
+        factor = factors[n]
         if clip_norm > 0:
             square = 0.0
             for p in range(num_met):

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec_app.client_part import Units
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Recommender
@@ -64,6 +65,24 @@ class Job:
         if self.plan.weighting == "examples":
             return self.cohort.train.lengths[users].astype(np.float64)
         return np.ones(len(users))
+
+    def factors(
+        self,
+        users: NDArray[np.int64],
+        losses: NDArray[np.float64] | None = None,
+        squared_norms: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """Returns (num_users,) what each user's delta is multiplied with: his weight, or what the strategy's client
+        part makes of it. Called once for each user.
+
+        Args:
+            users: positions.
+            losses, squared_norms: see `Units`.
+        """
+        weights, plan = self.weights(users), self.plan
+        examples = self.cohort.train.lengths[users]
+        units = Units(weights, examples, self.steps(users), plan.learning_rate, losses, squared_norms)
+        return self.sums.weigh(plan.part, units)
 
     def steps(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns (num_users,) how many steps each user takes."""

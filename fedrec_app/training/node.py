@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
+from fedrec_app.client_part import Units
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.models.base import Batch, Recommender
 from fedrec_app.seeding import rng
@@ -43,20 +44,49 @@ def fit_node(
     fit_private(model, start, rows, cohort, users, plan, plan.private_epochs, "private", serving=False)
     local = {name: tensor.clone() for name, tensor in start.items()}
     states = {name: optimizers.empty_state(plan.optimizer, t, rows=False) for name, t in local.items()}
-    losses = 0.0
+    losses, steps = 0.0, 0
+    judged = plan.part is not None and plan.part.weighed_by_outcome
+    before = _total_loss(model, start, rows, cohort, users, plan, partition_id) if judged else None
     for epoch in range(plan.local_epochs):
         for batch, members in _mini_batches(cohort, users, plan, epoch, partition_id):
             losses += _step(model, local, states, start, rows, batch, members, plan)
+            steps += 1
+    deltas = {name: (tensor - start[name]).cpu().double().numpy() for name, tensor in local.items()}
     examples = int(cohort.train.lengths[users].sum())
     weight = {"examples": float(examples), "uniform": 1.0}.get(plan.weighting, float(len(users)))
-    for name, tensor in local.items():
-        delta = (tensor - start[name]).cpu().double().numpy()
-        sums.delta[name] += weight * delta
+    units = Units(
+        np.array([weight]), np.array([examples]), np.array([steps]), plan.learning_rate,
+        None if before is None else np.array([before / examples]),
+        np.array([sum(float(np.square(delta).sum()) for delta in deltas.values())]) if judged else None,
+    )  # fmt: skip
+    factor = sums.weigh(plan.part, units)[0]
+    for name, delta in deltas.items():
+        sums.delta[name] += factor * delta
         if name in sums.count:
             sums.count[name] += weight * np.any(delta.reshape(len(delta), -1) != 0, axis=1)
     sums.weight, sums.num_users, sums.num_examples = weight, len(users), examples
     sums.loss = losses / plan.local_epochs
+    if plan.part is not None:
+        controls, plan.part.memory = plan.part.finish(deltas, steps, plan.learning_rate)
+        sums.controls = {name: weight * control for name, control in controls.items()}
     return sums
+
+
+def _total_loss(
+    model: Recommender,
+    start: dict[str, Tensor],
+    rows: Arrays,
+    cohort: Cohort,
+    users: NDArray[np.int64],
+    plan: FitPlan,
+    partition_id: int,
+) -> float:
+    """Returns the loss over the samples of the first epoch, summed over positives."""
+    total = 0.0
+    for batch, members in _mini_batches(cohort, users, plan, 0, partition_id):
+        values, _ = take(rows, model.private_names(), members, plan.device)
+        total += float(functional_call(model, {**start, **values}, (batches.to(batch, plan.device),)).sum())
+    return total
 
 
 def _step(
@@ -78,21 +108,26 @@ def _step(
     # Shared parameters follow the mean over units; a private row follows the mean over its own units, however many
     # share the mini-batch.
     grads = dict(zip(leaves, torch.autograd.grad(losses.mean(), list(leaves.values())), strict=True))
-    for name in local:
-        grad = grads[name]
-        if plan.proximal_mu:
-            grad = grad + plan.proximal_mu * (local[name] - start[name])
-        local[name], states[name] = optimizers.step(
-            plan.optimizer, local[name], grad, states[name], plan.learning_rate, plan.weight_decay
-        )
-    if not moves_private(model, plan):
-        return float(losses.detach().sum().cpu())
-    own = {}
     for name in names:
         scale = (len(losses) / units).reshape(-1, *([1] * (grads[name].ndim - 1)))
-        own[name] = grads[name] * scale
-    step_rows(plan, values, own_states, own)
-    put(rows, members, values, own_states)
+        grads[name] = grads[name] * scale
+    moving = [*local, *names] if moves_private(model, plan) else [*local]
+    grads = {name: grads[name] for name in moving}
+    if plan.proximal_mu:
+        for name in local:
+            grads[name] = grads[name] + plan.proximal_mu * (local[name] - start[name])
+    if plan.part is not None:
+        for name in local:
+            grads[name] = plan.part.gradient(name, grads[name], local[name], start[name])
+    if plan.max_grad_norm:
+        grads = optimizers.clip(grads, plan.max_grad_norm)
+    for name in local:
+        local[name], states[name] = optimizers.step(
+            plan.optimizer, local[name], grads[name], states[name], plan.learning_rate, plan.weight_decay
+        )
+    if len(moving) > len(local):
+        step_rows(plan, values, own_states, {name: grads[name] for name in names})
+        put(rows, members, values, own_states)
     return float(losses.detach().sum().cpu())
 
 

@@ -19,7 +19,8 @@ from fedrec_app.training.private_rows import blocks, put, step_rows, take
 
 def takes_one_step(job: Job, users: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Returns (num_users,) whether a user's delta is one gradient and nothing else."""
-    plain = job.plan.optimizer == "sgd" and not job.plan.clip_norm
+    plan = job.plan
+    plain = plan.optimizer == "sgd" and plan.part is None and not plan.clip_norm and not plan.max_grad_norm
     return (job.steps(users) == 1) & plain
 
 

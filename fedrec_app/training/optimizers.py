@@ -42,3 +42,21 @@ def step(
         param = param * (1 - learning_rate * weight_decay)
     moved = param - learning_rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     return moved, {"m": m, "v": v, "t": t}
+
+
+def clip(grads: dict[str, Tensor], max_norm: float, each: bool = False) -> dict[str, Tensor]:
+    """Returns gradients times min(1, max_norm / (norm + 1e-6)), the norm over all of them together, as
+    `torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        grads: by parameter.
+        max_norm: bound on the L2 norm.
+        each: they are stacked along a first axis, and each place along it has a norm of its own.
+    """
+    parts = [grad.reshape(len(grad), -1) if each else grad.reshape(1, -1) for grad in grads.values()]
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
+    factors = (max_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    return {
+        name: (part * factors.to(part.dtype)[:, None]).reshape(grad.shape)
+        for (name, grad), part in zip(grads.items(), parts, strict=True)
+    }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec_app.client_part import ClientPart, Units
 from fedrec_app.config import TrainConfig
+from fedrec_app.schedules import Schedule
 
 Arrays = dict[str, NDArray]
 
@@ -33,9 +35,15 @@ class FitPlan:
         weight_decay: L2 (decoupled for "adamw") on what a step moves: of item tables a user decays the rows that he
             met, a pooled node all of them.
         proximal_mu: strength of FedProx's pull towards the shared parameters received.
+        max_grad_norm: bound on the L2 norm of the gradient of each step that moves shared parameters, over all that the
+            step moves, proximal term included, before weight decay and the optimiser, as
+            `torch.nn.utils.clip_grad_norm_`; 0: none. A user's step has one norm over his copy of the shared parameters
+            and his private rows, a pooled node's over its copy and the private rows of the mini-batch. Steps that move
+            private rows alone (reconstruction, fold-in) are not bounded.
         clip_norm: bound on the L2 norm of each user's delta over all shared parameters, before it is weighted, by
             Opacus' factor min(1, clip_norm / (norm + 1e-6)); 0: none.
         device: where torch computes.
+        part: what the run's strategy changes in local training.
     """
 
     seed: int
@@ -52,8 +60,10 @@ class FitPlan:
     num_negatives: int = 4
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
+    max_grad_norm: float = 0.0
     clip_norm: float = 0.0
     device: str = "cpu"
+    part: ClientPart | None = None
 
     @property
     def moves_private(self) -> bool:
@@ -62,11 +72,32 @@ class FitPlan:
         return self.private_epochs == 0
 
     @classmethod
-    def of(cls, train: TrainConfig, seed: int, server_round: int) -> FitPlan:
-        """Returns the local fit that resolved settings ask for in a round, weighted by examples."""
+    def of(cls, train: TrainConfig, seed: int, server_round: int, num_rounds: int) -> FitPlan:
+        """Returns the local fit that resolved settings ask for in a round of training, weighted by examples.
+
+        Both rates, of shared parameters and of private rows, follow `train.schedule`.
+
+        Args:
+            train: resolved.
+            seed, server_round: see the attributes.
+            num_rounds: of the whole run, which the schedule spans.
+        """
+        plan = cls.to_serve(train, seed, server_round)
+        factor = Schedule.parse(train.schedule, "train.schedule").factor(server_round, num_rounds)
+        return replace(
+            plan,
+            learning_rate=factor * plan.learning_rate,
+            private_learning_rate=factor * plan.private_learning_rate,
+        )
+
+    @classmethod
+    def to_serve(cls, train: TrainConfig, seed: int, server_round: int) -> FitPlan:
+        """Returns the fit of private rows before they serve (fold-in): at the whole rates, whatever the schedule, so
+        that evaluation and recommendations mean the same in every round."""
         settings = dict(train)
         if auto := sorted(name for name, value in settings.items() if value == "auto"):
             raise ValueError(f"train settings {auto} are still 'auto': resolve the configuration first")
+        del settings["schedule"]
         return cls(seed=seed, server_round=server_round, **settings)
 
 
@@ -78,6 +109,8 @@ class FitSums:
         delta: weighted sums of deltas by shared parameter.
         count: sums of weights by row, of parameters with a row an item.
         weight, num_users, num_examples, loss: sums of weights, users, training interactions, and loss over them.
+        scalars: further sums, by name, and
+        controls: weighted arrays by shared parameter, of the strategy's client part.
     """
 
     delta: Arrays
@@ -86,6 +119,19 @@ class FitSums:
     num_users: int = 0
     num_examples: int = 0
     loss: float = 0.0
+    scalars: dict[str, float] = field(default_factory=dict)
+    controls: Arrays = field(default_factory=dict)
+
+    def weigh(self, part: ClientPart | None, units: Units) -> NDArray[np.float64]:
+        """Returns (n,) what each unit's delta is multiplied with; what its part adds up beside that is added."""
+        if part is None:
+            return units.weights
+        factors, scalars = part.weigh(units)
+        if sorted(scalars) != sorted(part.scalars):
+            raise ValueError(f"{type(part).__name__}.weigh gives {sorted(scalars)}, it declares {sorted(part.scalars)}")
+        for name, values in scalars.items():
+            self.scalars[name] = self.scalars.get(name, 0.0) + float(np.sum(values))
+        return factors
 
     @classmethod
     def zeros(cls, shared: Arrays, row_names: list[str]) -> FitSums:

@@ -135,10 +135,12 @@ def _fit_chunk(job: Job, users: NDArray[np.int64]) -> None:
     local = dict(start)
     states = {name: optimizers.empty_state(plan.optimizer, tensor, rows=True) for name, tensor in local.items()}
     own, own_states = take(job.rows, job.model.private_names(), users, plan.device)
+    judged = plan.part is not None and plan.part.weighed_by_outcome
+    losses_before = _losses(job, chunk, {**start, **own}) if judged else None
     losses = _take_steps(job, chunk, start, local, states, own, own_states)
     if job.moves_private:
         put(job.rows, users, own, own_states)
-    _add_up(job, chunk, local)
+    _add_up(job, chunk, local, losses_before)
     job.tally(users, losses.cpu().double().numpy() / (plan.local_epochs * chunk.train.lengths))
 
 
@@ -159,10 +161,34 @@ def _take_steps(
         if plan.proximal_mu:
             for name in local:
                 grads[name] = grads[name] + plan.proximal_mu * (local[name][:active] - start[name][:active])
+        if plan.part is not None:
+            for name in local:
+                grads[name] = plan.part.gradient(name, grads[name], local[name][:active], start[name][:active])
+        if plan.max_grad_norm:
+            grads = _clipped(job, chunk, grads, active)
         _step(plan, plan.learning_rate, local, states, grads, active)
         if job.moves_private:
             _step(plan, plan.private_learning_rate, own, own_states, grads, active)
     return total
+
+
+def _losses(job: Job, chunk: _Chunk, stack: Stack) -> NDArray[np.float64]:
+    """Returns (U,) each user's mean loss over the samples of the first epoch."""
+    batch, _ = chunk.batch(0, len(chunk.users), 0)
+    losses = vmap(_loss_of_one, in_dims=(None, 0, 0))(job.model, stack, batches.to(batch, job.plan.device))
+    return losses.detach().cpu().double().numpy()
+
+
+def _clipped(job: Job, chunk: _Chunk, grads: Stack, active: int) -> Stack:
+    """Returns the gradients of what moves, each of the first `active` users' bounded over all of it together."""
+    still = set() if job.moves_private else set(job.model.private_names())
+    moving = {name: grad for name, grad in grads.items() if name not in still}
+    lengths = torch.from_numpy(chunk.met.lengths[:active]).to(job.plan.device)
+    for name in job.model.row_names():
+        # Padding decays too, so the proximal term pulls it back: that is nobody's gradient.
+        filled = torch.arange(moving[name].shape[1], device=job.plan.device) < lengths[:, None]
+        moving[name] = moving[name] * filled.reshape(*filled.shape, *([1] * (moving[name].ndim - 2)))
+    return optimizers.clip(moving, job.plan.max_grad_norm, each=True)
 
 
 def _loss_of_one(model: torch.nn.Module, params: Stack, batch: Batch) -> Tensor:
@@ -189,14 +215,14 @@ def _prefix(whole: Tensor, first: Tensor) -> Tensor:
     return whole
 
 
-def _add_up(job: Job, chunk: _Chunk, local: Stack) -> None:
+def _add_up(job: Job, chunk: _Chunk, local: Stack, losses_before: NDArray[np.float64] | None) -> None:
     """Adds weighted, perhaps clipped, deltas of the users of a chunk to the sums."""
     sums, tables, met = job.sums, set(job.model.row_names()), chunk.met
     weights = job.weights(chunk.users)
     after = {name: tensor.cpu().numpy() for name, tensor in local.items()}
     before = {name: tensor.cpu().numpy() for name, tensor in job.shared.items()}
-    factors = weights
-    if job.plan.clip_norm:
+    clip_norm, squares = job.plan.clip_norm, None
+    if clip_norm or losses_before is not None:
         squares = np.zeros(len(weights))
         for name, values in after.items():
             if name in tables:
@@ -204,7 +230,11 @@ def _add_up(job: Job, chunk: _Chunk, local: Stack) -> None:
             else:
                 delta = (values - before[name]).reshape(len(values), -1)
                 squares += np.square(delta, dtype=np.float64).sum(1)
-        factors = weights * np.minimum(1.0, job.plan.clip_norm / (np.sqrt(squares) + 1e-6))
+    if clip_norm and squares is not None:
+        clipping = np.minimum(1.0, clip_norm / (np.sqrt(squares) + 1e-6))
+        factors = clipping * job.factors(chunk.users, losses_before, squares * clipping**2)
+    else:
+        factors = job.factors(chunk.users, losses_before, squares)
     for name, values in after.items():
         total = sums.delta[name]
         if name in tables:

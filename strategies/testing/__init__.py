@@ -16,10 +16,9 @@ attribute `zero_is_identity = False`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-from strategies.base import MeanOptions, RecStrategy
+from fedrec_app.conformance import ConformanceError, Report, by_name, run
+from strategies.base import RecStrategy
 from strategies.testing.checks import (
     check_deterministic,
     check_empty_rounds,
@@ -36,7 +35,7 @@ from strategies.testing.checks import (
     check_weights,
     check_zero_updates_change_nothing,
 )
-from strategies.testing.harness import Check, ConformanceError, Make, name_of
+from strategies.testing.harness import Check, Make
 from strategies.testing.hostile import check_hostile_replies
 
 __all__ = [
@@ -47,49 +46,32 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the kit found: for each check that applies "", or how the strategy failed it."""
-
-    results: Mapping[str, str]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return not self.failed
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """The checks that failed, with what was found."""
-        return {name: message for name, message in self.results.items() if message}
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"FAILED  {message}" if message else f"passed  {name}" for name, message in self.results.items()
-        )
-
-
-CHECKS: dict[str, Check] = {
-    name_of(check): check
-    for check in (
-        check_names_shapes_dtypes, check_inputs_unchanged, check_zero_updates_change_nothing, check_order,
-        check_grouping, check_trained_rows, check_one_client, check_many_clients, check_empty_rounds,
-        check_hostile_replies, check_weights, check_state, check_deterministic, check_sampling, check_unknown_option,
-    )
-}  # fmt: skip
+CHECKS: dict[str, Check] = by_name(
+    check_names_shapes_dtypes, check_inputs_unchanged, check_zero_updates_change_nothing, check_order, check_grouping,
+    check_trained_rows, check_one_client, check_many_clients, check_empty_rounds, check_hostile_replies, check_weights,
+    check_state, check_deterministic, check_sampling, check_unknown_option,
+)  # fmt: skip
 """Every check by name."""
 
 
-def applicable(strategy_class: type[RecStrategy]) -> list[str]:
-    """Returns the checks that a strategy must pass, by what its class says of itself.
+def applicable(make: Make) -> list[str]:
+    """Returns the checks that a strategy must pass, by what it says of itself.
 
-    "grouping" is for `needs = "sums"`, "weights" for those whose options have a weighting, and
-    "zero_updates_change_nothing" is not for those with `zero_is_identity = False`.
+    "grouping" is for `needs = "sums"`; "weights" for those that weigh (`weighted`, of the strategy or its aggregator)
+    and have an option `weighting`; "zero_updates_change_nothing" is not for those with `zero_is_identity = False`.
+    None of "order", "grouping" and "weights", which compare rounds of other replies, is for strategies that aggregate
+    what comes first (`depends_on_arrival` and an `exchange` of their own).
+
+    Args:
+        make: returns a new strategy at each call; a class whose options all have defaults will do.
     """
+    strategy = make()
+    first_come = strategy.depends_on_arrival and type(strategy).exchange is not RecStrategy.exchange
     left_out = {
-        "grouping": strategy_class.needs != "sums",
-        "weights": not issubclass(strategy_class.Options, MeanOptions),
-        "zero_updates_change_nothing": not getattr(strategy_class, "zero_is_identity", True),
+        "order": first_come,
+        "grouping": first_come or strategy.needs != "sums",
+        "weights": first_come or not (strategy.weighted and hasattr(strategy.options, "weighting")),
+        "zero_updates_change_nothing": not strategy.zero_is_identity,
     }
     return [name for name in CHECKS if not left_out.get(name, False)]
 
@@ -102,15 +84,7 @@ def run_all(make: Make) -> Report:
     """
     logger = logging.getLogger("flwr")
     before, logger.disabled = logger.disabled, True
-    results = {}
     try:
-        for name in applicable(type(make())):
-            try:
-                CHECKS[name](make)
-            except ConformanceError as error:
-                results[name] = str(error)
-            else:
-                results[name] = ""
+        return run(CHECKS, applicable(make), make)
     finally:
         logger.disabled = before
-    return Report(results)

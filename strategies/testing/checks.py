@@ -8,25 +8,24 @@ import numpy as np
 from flwr.app import ConfigRecord
 from safetensors.numpy import load, save
 
+from fedrec_app.conformance import check, require
 from fedrec_app.errors import ConfigError
 from fedrec_app.records import from_record, to_record
 from strategies.testing.harness import (
     WAYS,
     Make,
     Run,
-    check,
+    as_sent,
     difference,
     direct,
     fresh,
     fresh_params,
     misfit,
     not_finite,
-    require,
 )
 from strategies.testing.nodes import (
     PARAMS,
     added,
-    asked_for,
     drawn,
     honest,
     silent,
@@ -42,7 +41,7 @@ _SOME = [drawn(label, weight) for label, weight in enumerate((1.0, 5.0, 2.0, 3.0
 def check_names_shapes_dtypes(make: Make) -> None:
     """Parameters keep their names, shapes and dtypes: 0-d, 1-d, 2-d and empty ones, float32 ones float32."""
     strategy = fresh(make)
-    delta = strategy.aggregate(iter([asked_for(update, strategy.weighting, PARAMS) for update in _SOME]), PARAMS)
+    delta = strategy.aggregate(iter([as_sent(strategy, update) for update in _SOME]), PARAMS)
     require(misfit(delta, dtypes=False), "six updates, the result of aggregate")
     require(misfit(direct(make, _SOME)), "six updates, the result of server_step")
     run = Run(make, [honest(update) for update in _SOME])
@@ -54,7 +53,7 @@ def check_names_shapes_dtypes(make: Make) -> None:
 def check_inputs_unchanged(make: Make) -> None:
     """What a strategy is given stays as it is: updates, parameters, deltas, messages and configuration."""
     strategy, params = fresh(make), fresh_params()
-    given, kept = ([asked_for(update, strategy.weighting, PARAMS) for update in _SOME] for _ in range(2))
+    given, kept = ([as_sent(strategy, update) for update in _SOME] for _ in range(2))
     delta = strategy.aggregate(iter(given), params)
     before = {name: np.array(array) for name, array in delta.items()}
     strategy.server_step(params, delta, 1)
@@ -135,7 +134,7 @@ def check_empty_rounds(make: Make) -> None:
     for given, answers in empty.items():
         first = Run(make, answers)
         arrays = first.round(may_skip=True)
-        if getattr(type(first.strategy), "zero_is_identity", True):
+        if first.strategy.zero_is_identity:
             require(difference(arrays, PARAMS, exact=True), f"{given} in the first round")
         later = Run(make, good)
         later.round()

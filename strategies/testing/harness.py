@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message
 
+from fedrec_app.conformance import require
 from fedrec_app.records import Arrays, from_record, to_record
 from strategies.base import RecStrategy
 from strategies.testing.nodes import PARAMS, TABLE, Answer, Nodes, asked_for, honest
@@ -17,62 +17,6 @@ from strategies.update import Update
 
 Make = Callable[[], RecStrategy]
 Check = Callable[[Make], None]
-
-
-class ConformanceError(AssertionError):
-    """A strategy does not do what every strategy must do.
-
-    Args:
-        check: which rule it breaks.
-        given: what it was given.
-        found: what it did.
-    """
-
-    def __init__(self, check: str, given: str, found: str) -> None:
-        super().__init__(f"{check}: given {given}: {found}")
-        self.check, self.given, self.found = check, given, found
-
-
-class _Broken(Exception):
-    """A rule is broken; the check's name is added by `check`."""
-
-    def __init__(self, given: str, found: str) -> None:
-        super().__init__(found)
-        self.given, self.found = given, found
-
-
-def require(problem: str, given: str) -> None:
-    """Ends a check with what was found, unless that is "".
-
-    Args:
-        problem: what the strategy did wrong.
-        given: what it had been given.
-    """
-    if problem:
-        raise _Broken(given, problem)
-
-
-def check(function: Check) -> Check:
-    """Returns the check with whatever goes wrong in it raised as a ConformanceError that names it."""
-
-    @functools.wraps(function)
-    def checked(make: Make) -> None:
-        try:
-            function(make)
-        except _Broken as broken:
-            raise ConformanceError(name_of(function), broken.given, broken.found) from None
-        except Exception as error:
-            rule = (function.__doc__ or "").splitlines()[0]
-            raise ConformanceError(
-                name_of(function), f"input for {rule!r}", f"{type(error).__name__}: {error}"
-            ) from error
-
-    return checked
-
-
-def name_of(function: Check) -> str:
-    """Returns the name of a check: its function's without "check_"."""
-    return function.__name__.removeprefix("check_")
 
 
 def fresh(make: Make, **settings: Any) -> RecStrategy:
@@ -103,7 +47,7 @@ class Run:
         self, make: Make, answers: Sequence[Answer], ids: Sequence[int] | None = None, **settings: Any
     ) -> None:
         self.strategy = fresh(make, **settings)
-        self.nodes = Nodes(answers, ids)
+        self.nodes = Nodes(answers, ids, self.strategy.client_part)
         self.params = fresh_params()
         self.metrics: dict[str, Any] = {}
         self.rounds = 0
@@ -138,10 +82,15 @@ class Run:
         return sum(int(count) for key, count in self.metrics.items() if key.startswith("dropped/"))
 
 
+def as_sent(strategy: RecStrategy, update: Update) -> Update:
+    """Returns a copy of an update with what this strategy asks nodes for."""
+    return asked_for(update, strategy.weighting, strategy.client_part, PARAMS)
+
+
 def direct(make: Make, updates: Sequence[Update]) -> Arrays:
     """Returns the parameters of a first round through `aggregate` and `server_step` alone."""
     strategy = fresh(make)
-    given = [asked_for(update, strategy.weighting, PARAMS) for update in updates]
+    given = [as_sent(strategy, update) for update in updates]
     params = fresh_params()
     return strategy.server_step(params, strategy.aggregate(iter(given), params), 1)
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedrec_app.records import DELTA, ROWS, Arrays, Said
-from strategies.testing.harness import Make, Run, check, difference, not_finite, require
+from fedrec_app.client_part import ClientPart
+from fedrec_app.conformance import check, require
+from fedrec_app.records import CONTROL, DELTA, ROWS, Arrays, Said
+from strategies.testing.harness import Make, Run, difference, not_finite
 from strategies.testing.nodes import (
     PARAMS,
     TABLE,
@@ -74,6 +76,32 @@ HOSTILE: dict[str, Callable[[Update], Answer]] = {
 }
 """What a node may send that must not be used, by what is wrong with it: how it answers, given its honest update."""
 
+_CONTROL = CONTROL + TABLE
+_CONTROLS: dict[str, Callable[[Update], Answer]] = {
+    "no control": _spoiled(lambda a, s: a.pop(_CONTROL)),
+    "a control of NaN": _spoiled(lambda a, s: a[_CONTROL].__setitem__((0, 0), np.nan)),
+    "an infinite control": _spoiled(lambda a, s: a[_CONTROL].__setitem__((0, 0), np.inf)),
+    "a control of a wrong shape": _spoiled(lambda a, s: a.update({_CONTROL: a[_CONTROL][:2]})),
+    "a control of a shape that would broadcast": _spoiled(lambda a, s: a.update({_CONTROL: a[_CONTROL][:1]})),
+    "a control of a wrong dtype": _spoiled(lambda a, s: a.update({_CONTROL: a[_CONTROL].astype(np.float64)})),
+    "a control of a parameter that there is not": _spoiled(
+        lambda a, s: a.update({CONTROL + "extra": np.ones(1, dtype=np.float32)})
+    ),
+}
+
+
+def hostile_answers(part: type[ClientPart] | None) -> dict[str, Callable[[Update], Answer]]:
+    """Returns `HOSTILE`, and what may be wrong with the scalars and controls that a client part sends, or does not."""
+    answers = dict(HOSTILE)
+    for name in part.scalars if part is not None else ():
+        answers[f"no {name}"] = _spoiled(lambda a, s, name=name: s.pop(name))
+        for given, value in (("a negative", -1.0), ("a huge", 1e300), ("a NaN for", float("nan")), ("a list for", [1])):
+            answers[f"{given} {name}"] = _spoiled(lambda a, s, name=name, value=value: s.update({name: value}))
+    if part is not None and part.has_controls:
+        return {**answers, **_CONTROLS}
+    unasked = _spoiled(lambda a, s: a.update({_CONTROL: np.zeros_like(PARAMS[TABLE])}))
+    return {**answers, "a control that nobody asked for": unasked}
+
 
 @check
 def check_hostile_replies(make: Make) -> None:
@@ -81,7 +109,8 @@ def check_hostile_replies(make: Make) -> None:
     updates = [drawn(label) for label in range(6)]
     good = [honest(update) for update in updates]
     complete, incomplete = Run(make, good).round(), Run(make, [good[0], silent, *good[2:]]).round()
-    cases = {given: (lie(updates[1]), incomplete) for given, lie in HOSTILE.items()}
+    answers = hostile_answers(make().client_part)
+    cases = {given: (lie(updates[1]), incomplete) for given, lie in answers.items()}
     cases["a second reply of the same node"] = (lambda message: good[1](message) + good[2](message), complete)
     cases["a reply of a node that was not asked, beside that"] = (_with_stranger(good[1]), complete)
     problems = {}

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedrec_app.records import ARRAYS, CONFIG, COUNT, DELTA, METRICS, ROWS, Arrays, Ask, Said, to_record
+from fedrec_app.client_part import ClientPart
+from fedrec_app.records import ARRAYS, CONFIG, CONTROL, COUNT, DELTA, METRICS, ROWS, Arrays, Ask, Said, to_record
 from fedrec_app.seeding import rng
 from strategies.update import Update
 
@@ -55,6 +56,7 @@ def drawn(label: int, weight: float = 2.0, params: Arrays = PARAMS) -> Update:
             delta *= trained[:, None]
             arrays[COUNT + name] = (weight * trained).astype(np.float32)
         arrays[DELTA + name] = np.asarray(weight * delta, dtype=param.dtype)
+        arrays[CONTROL + name] = np.asarray(weight * generator.integers(-8, 9, size=param.shape) / 4, dtype=param.dtype)
     update = Update(arrays, _scalars(weight), label)
     return trained_rows(update) if label % 2 else update
 
@@ -98,19 +100,34 @@ def added(one: Update, other: Update) -> Update:
     return Update(arrays, {key: one.scalars[key] + other.scalars[key] for key in one.scalars}, one.partition_id)
 
 
-def asked_for(update: Update, weighting: str, names: Iterable[str]) -> Update:
-    """Returns a copy with what a node sends that was given these parameters: counts only where rows are weighted."""
-    kinds = (DELTA, ROWS, COUNT) if weighting == "rows" else (DELTA, ROWS)
+def asked_for(update: Update, weighting: str, part: type[ClientPart] | None, names: Iterable[str]) -> Update:
+    """Returns a copy with what a node sends that was given these parameters: counts only where rows are weighted, and
+    what its client part adds: controls, and for each scalar twice the weight.
+
+    Args:
+        update: to be copied.
+        weighting, part: of the strategy.
+        names: of the parameters.
+    """
+    kinds = {DELTA, ROWS}
+    if weighting == "rows":
+        kinds.add(COUNT)
+    if part is not None and part.has_controls:
+        kinds.add(CONTROL)
     wanted = {kind + name for name in names for kind in kinds}
     arrays = {name: array.copy() for name, array in update.arrays.items() if name in wanted}
-    return replace(update, arrays=arrays, scalars=dict(update.scalars))
+    more = dict.fromkeys(part.scalars if part else (), 2 * update.weight)
+    return replace(update, arrays=arrays, scalars={**update.scalars, **more})
 
 
 def contents(message: Message, update: Update) -> tuple[Arrays, dict[str, Any]]:
     """Returns the arrays and metrics of an honest reply to a training message."""
     received = message.content.array_records[ARRAYS]
     config = message.content.config_records[CONFIG]
-    sent = asked_for(update, str(config.get(Ask.WEIGHTING, "examples")), received)
+    sent = asked_for(update, str(config.get(Ask.WEIGHTING, "examples")), None, received)
+    if any(name.startswith(CONTROL) for name in received):
+        sent.arrays.update({name: update.arrays[name] for name in received if name in update.arrays})
+    sent.scalars.update(dict.fromkeys(filter(None, str(config.get(_SCALARS, "")).split(",")), 2 * update.weight))
     arrays = {}
     for name, array in sent.arrays.items():
         param = received.get(name.removeprefix(DELTA))
@@ -141,17 +158,25 @@ def silent(message: Message) -> list[Message]:
     return []
 
 
+_SCALARS = "scalars-of-the-client-part"
+"""A key that the kit adds to the config of a training message: its nodes do not run the strategy's client part."""
+
+
 class Nodes(Grid):
     """A grid of nodes with partitions 0, 1, ... that answer the roll-call honestly and training as `answers` says.
 
     Args:
         answers: how each node answers a training message, in the order of partitions.
         ids: node id of each partition; 101, 102, ... without it.
+        part: the strategy's client part, for what it adds to honest answers.
     """
 
-    def __init__(self, answers: Sequence[Answer], ids: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, answers: Sequence[Answer], ids: Sequence[int] | None = None, part: type[ClientPart] | None = None
+    ) -> None:
         enter_run()
         self.answers = list(answers)
+        self._scalars = ",".join(part.scalars) if part else ""
         self._ids = itertools.count(1)
         self._replies: dict[str, list[Message]] = {}
         self.partitions = {node: p for p, node in enumerate(ids or range(101, 101 + len(answers)))}
@@ -205,6 +230,8 @@ class Nodes(Grid):
                 Said.MODEL: "",
             }
             return [Message(RecordDict({CONFIG: ConfigRecord(said)}), reply_to=message)]
+        if self._scalars:
+            message.content.config_records[CONFIG][_SCALARS] = self._scalars
         return self.answers[partition](message)
 
 

@@ -11,10 +11,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedrec_app.records import ARRAYS, DELTA, METRICS, Arrays, from_record, to_record
+from strategies.adaptive import Adam
 from strategies.aggregators import WeightedMean
 from strategies.base import RecStrategy, StrategyOptions
 from strategies.fedadam import FedAdam
-from strategies.optimizers import Adam
 from strategies.update import Update
 
 
@@ -117,8 +117,7 @@ class LosesHalfOfItsState(FedAdam):
     """Keeps first moments in a checkpoint and forgets second ones."""
 
     def make_server_optimizer(self) -> Adam:
-        o = self.options
-        return _ForgetfulAdam(o.learning_rate, o.beta_1, o.beta_2, o.tau, o.bias_correction)
+        return _ForgetfulAdam(self.options)
 
 
 class KeepsMomentsInLists(FedAdam):

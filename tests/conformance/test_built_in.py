@@ -10,8 +10,8 @@ from typing import Any, get_args
 import pytest
 
 import strategies.testing
-from strategies.aggregators import Weighting
-from strategies.base import MeanOptions, RecStrategy
+from strategies.base import RecStrategy
+from strategies.options import MeanOptions, Weighting
 from strategies.registry import BUILT_IN, strategy_class
 from strategies.testing import CHECKS, applicable, run_all
 
@@ -20,6 +20,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "fedadam": [
         {"learning_rate": 0.1, "beta_1": 0.0, "beta_2": 0.0, "tau": 1e-3},
         {"learning_rate": 1.0, "beta_1": 0.5, "tau": 1e-8, "bias_correction": False},
+    ],
+    "fedbuff": [
+        {"buffer_size": 3},
+        {"buffer_size": 4, "staleness_exponent": 0.0},
+        {"server_optimizer": {"name": "adam", "learning_rate": 0.1}},
     ],
 }
 """What is tried besides the defaults, which are tried with every weighting."""

@@ -183,6 +183,21 @@ def test_pooled_nodes_with_private_state_give_the_same_through_ray_and_in_proces
     assert folder.path.is_relative_to(tmp_path / "it's here")
 
 
+@pytest.mark.slow
+def test_asynchronous_aggregation_completes_through_ray() -> None:
+    settings: dict[str, Scalar] = {
+        **POOLED, "strategy.name": "fedbuff", "strategy.options": '{"buffer_size": 2}', "num-server-rounds": 4,
+    }  # fmt: skip
+    with sandbox() as place:
+        finished = finish(place, settings, "--num-nodes", "4")
+        assert finished.code == 0, finished.stderr[-3000:]
+        assert finished.folder.read_summary()["dropped_updates"] == {}
+        trained = [record["train"] for record in finished.folder.read_metrics()]
+        assert [record["num-updates"] for record in trained] == [2, 2, 2, 2]
+        assert [record["num-outstanding"] for record in trained] == [2, 2, 2, 2]
+        assert finished.processes == []
+
+
 @dataclass(frozen=True)
 class Bare:
     """`flwr run . --stream` after its end: its code and text, what `flwr ls` then says, and its run folder."""

@@ -61,7 +61,7 @@ def newest_run(checkout: Path) -> str:
 def test_every_command_of_the_readme_works(checkout: Path, ml_100k: Path, tmp_path: Path) -> None:
     rows = [(f"u{n % 30}", f"film {n * 7 % 23}", 1_000_000 + n) for n in range(400)]
     (checkout / "clicks.csv").write_text("user,film,ts\n" + "".join(f"{u},{f},{t}\n" for u, f, t in rows))
-    exports, run_of_synthetic, ran = "", "", 0
+    exports, run_of_synthetic, first_run, ran = "", "", "", 0
     try:
         for line in commands((checkout / "README.md").read_text()):
             if line == "./scripts/test.sh":
@@ -71,11 +71,15 @@ def test_every_command_of_the_readme_works(checkout: Path, ml_100k: Path, tmp_pa
                 continue
             if line.startswith("fedrec data prepare"):
                 line += f" --source {ml_100k}"
-            printed = shell(exports + line.replace("outputs/<date>/<time>", run_of_synthetic), checkout, tmp_path)
+            for name in ("outputs/<date>/<time>", "RUN_A"):
+                line = line.replace(name, run_of_synthetic)
+            line = line.replace("RUN_B", first_run)
+            printed = shell(exports + line, checkout, tmp_path)
             ran += 1
-            if line.startswith("fedrec simulate --num-nodes"):
+            if line.startswith("fedrec simulate --num-nodes") and not run_of_synthetic:
                 run_of_synthetic = newest_run(checkout)
             if line == "./scripts/quickstart.sh":
+                first_run = newest_run(checkout)
                 shown = [text for text in commands(printed.split("Next:")[1].replace("\n  ", "\n    ")) if text]
                 assert len(shown) == 3
                 for following in shown:
@@ -86,7 +90,7 @@ def test_every_command_of_the_readme_works(checkout: Path, ml_100k: Path, tmp_pa
         for process in psutil.process_iter(["cmdline", "environ"]):
             if (process.info["environ"] or {}).get("FLWR_HOME") == str(tmp_path):
                 process.kill()
-    assert ran == 11
+    assert ran == 15
 
 
 def test_the_quickstart_fails_when_the_run_fails(checkout: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fedrec_app.client import Node, RecommenderClient
 from fedrec_app.config import RunConfig
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import FedrecError
-from fedrec_app.recommend import recommend
+from fedrec_app.recommend import recommend, recommend_by
 from fedrec_app.records import Ask
 from fedrec_app.simulate import simulate
 
@@ -163,14 +164,47 @@ def test_rows_that_are_not_on_this_machine_are_fitted_anew_and_it_says_so(neumf:
     found = recommend(RunFolder(copy), everyone(neumf).user_ids[5], [], 5)
     assert found["method"] == "fold-in"
     assert len(found["items"]) == 5
+    assert found["warnings"] == [
+        f"{copy}: the user's rows are folded in anew: this machine has no private state of the run"
+    ]
 
 
-def test_damaged_rows_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
-    folder = simulated(tmp_path, 1, model__name="neumf", model__embedding_dim=2, num_server_rounds=1)
-    for path in (tmp_path / "nodes").glob("*/0/*.safetensors"):
+def copied(folder: RunFolder, tmp_path: Path) -> RunFolder:
+    """The same run elsewhere, its private states copied, so that they can be damaged."""
+    copy = tmp_path / "date" / "time"
+    shutil.copytree(folder.path, copy)
+    lineage = folder.read_model()[1]["lineage"]
+    shutil.copytree(folder.path.parent.parent / "nodes" / lineage, tmp_path / "nodes" / lineage)
+    return RunFolder(copy)
+
+
+def users_of_node(folder: RunFolder, node: int) -> list[str]:
+    return list(node_data.cohort(config_of(folder).data, node, 3).user_ids)
+
+
+def damage(folder: RunFolder, node: int) -> None:
+    state = folder.path.parent.parent / "nodes" / folder.read_model()[1]["lineage"] / str(node)
+    for path in state.glob("*.safetensors"):
         path.write_bytes(b"half")
-    with pytest.raises(FedrecError, match="no readable private state"):
-        recommend(folder, everyone(folder).user_ids[0], [], 5)
+
+
+def test_one_damaged_node_costs_its_own_users_their_rows_and_nobody_else(neumf: RunFolder, tmp_path: Path) -> None:
+    copy = copied(neumf, tmp_path)
+    damage(copy, 0)
+    for node in (1, 2):
+        user = users_of_node(neumf, node)[0]
+        expected, found = recommend(neumf, user, [], 5), recommend(copy, user, [], 5)
+        assert found["items"] == expected["items"]
+        assert found["method"] == "private rows"
+        (line,) = found["warnings"]
+        assert "no readable private state up to round" in line
+        assert line.endswith("/0")
+    found = recommend(copy, users_of_node(neumf, 0)[0], [], 5)
+    assert found["method"] == "fold-in"
+    assert len(found["items"]) == 5
+    damaged, reason = found["warnings"]
+    assert damaged.endswith("/0")
+    assert reason.endswith("the user's rows are folded in anew: they are in none of the private states of its 3 nodes")
 
 
 def test_a_history_is_folded_in_and_left_out(mf: RunFolder) -> None:
@@ -247,3 +281,38 @@ def test_a_catalog_that_changed_since_is_refused(tmp_path: Path) -> None:
     node_data.catalog.cache_clear()
     with pytest.raises(FedrecError, match="the catalog has changed since this run"):
         recommend(folder, "u3", [], 20)
+
+
+def test_several_runs_recommend_by_weighted_reciprocal_ranks(mf: RunFolder, neumf: RunFolder) -> None:
+    user = everyone(mf).user_ids[5]
+    lists = [ids(recommend(folder, user, [], 1000)) for folder in (mf, neumf)]
+    expected = {
+        item: 0.75 / (60 + lists[0].index(item) + 1) + 0.25 / (60 + lists[1].index(item) + 1) for item in lists[0]
+    }
+    found = recommend_by([mf, neumf], user, [], 1000, "rank", [3, 1])
+    assert found["method"] == "rank fusion"
+    assert {item["item_id"]: item["score"] for item in found["items"]} == pytest.approx(expected, abs=1e-12)
+    assert [item["score"] for item in found["items"]] == pytest.approx(sorted(expected.values(), reverse=True))
+    assert [(run["weight"], run["method"]) for run in found["runs"]] == [(0.75, "private rows"), (0.25, "private rows")]
+
+
+def test_several_runs_weigh_by_their_validation_scores_when_nothing_is_said(mf: RunFolder, neumf: RunFolder) -> None:
+    scores = [folder.read_summary()["validation"]["ndcg@10"] for folder in (mf, neumf)]
+    assert scores[0] > 0
+    found = recommend_by([mf, neumf], everyone(mf).user_ids[5], [], 5, "score")
+    assert [run["weight"] for run in found["runs"]] == pytest.approx([score / sum(scores) for score in scores])
+    history = recommend_by([mf, neumf], "", ["i03", "i08"], 5, "score")
+    assert [run["method"] for run in history["runs"]] == ["fold-in", "fold-in"]
+    assert not {"i03", "i08"} & set(ids(history))
+
+
+def test_a_run_of_weight_one_alone_decides(mf: RunFolder, neumf: RunFolder) -> None:
+    user = everyone(mf).user_ids[5]
+    for fusion in ("rank", "score"):
+        assert ids(recommend_by([mf, neumf], user, [], 30, fusion, [0, 1])) == ids(recommend(neumf, user, [], 30))
+
+
+def test_runs_of_other_splits_are_not_fused(mf: RunFolder, tmp_path: Path) -> None:
+    other = simulated(tmp_path, 2, data__seed=1, num_server_rounds=1)
+    with pytest.raises(FedrecError, match=r"differ in data\.seed \(0 and 1\), catalog .*held-out items"):
+        recommend_by([mf, other], "u01", [], 5)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
-from fedrec_app import plugins
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.schema import Dataset
 from fedrec_app.data.sources.base import DataSource, SourceOptions, parse_options
 from fedrec_app.errors import ConfigError
+from fedrec_app.plugins import Registry
 
-__all__ = ["BUILT_IN", "GROUP", "DataSource", "SourceOptions", "load", "load_catalog", "names", "resolve"]
+__all__ = ["BUILT_IN", "DATASETS", "GROUP", "DataSource", "SourceOptions", "load", "load_catalog", "names", "resolve"]
 
 GROUP = "fedrec.datasets"
 BUILT_IN = {
@@ -20,11 +19,12 @@ BUILT_IN = {
     "ml-100k": "fedrec_app.data.sources.movielens:MovieLens100K",
     "synthetic": "fedrec_app.data.sources.synthetic:Synthetic",
 }
+DATASETS = Registry("dataset", BUILT_IN, GROUP, DataSource, "fedrec_app.api.DataSource")
 
 
 def names() -> list[str]:
     """Returns the names of all data sets that are installed, sorted."""
-    return sorted(plugins.names(BUILT_IN, GROUP))
+    return DATASETS.names()
 
 
 def resolve(name: str) -> DataSource[Any]:
@@ -34,17 +34,9 @@ def resolve(name: str) -> DataSource[Any]:
         name: built in, of an entry point, or "package.module:Class".
 
     Raises:
-        ConfigError: no such data set, a plug-in that takes a name that is taken, or a class that is no `DataSource`.
+        ConfigError: no such data set, or a class that is no `DataSource`; see `Registry.find`.
     """
-    offers = sorted({point.value for point in entry_points(group=GROUP) if point.name == name})
-    if name in BUILT_IN and offers:
-        raise ConfigError(f"the entry point {offers[0]!r} takes the name of the built-in dataset {name!r}")
-    if len(offers) > 1:
-        raise ConfigError(f"dataset {name!r} is offered by {' and '.join(offers)}")
-    found = plugins.find("dataset", name, BUILT_IN, GROUP)
-    if not issubclass(found, DataSource):
-        raise ConfigError(f"dataset {name!r}: {found.__name__} does not derive from DataSource")
-    return found()
+    return DATASETS.find(name)()
 
 
 def load(

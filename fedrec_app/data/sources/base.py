@@ -37,6 +37,7 @@ class DataSource(ABC, Generic[OptionsT]):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    api_version: ClassVar[int | None] = None
     Options: ClassVar[type[SourceOptions]] = SourceOptions
     takes_columns: ClassVar[bool] = False
     takes_path: ClassVar[bool] = True

@@ -1,10 +1,9 @@
 import sys
-from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from fedrec_app import plugins
 from fedrec_app.data import sources
 from fedrec_app.data.schema import Dataset
 from fedrec_app.data.sources.base import DataSource, SourceOptions
@@ -19,9 +18,14 @@ class Tiny(DataSource[SourceOptions]):
         return Dataset.assemble(pd.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["x", "y", path]}))
 
 
-def plug_in(monkeypatch, *points: EntryPoint) -> None:
-    for module in (sources, plugins):
-        monkeypatch.setattr(module, "entry_points", lambda group: [p for p in points if p.group == group])
+def plug_in(monkeypatch, site: Path, **points: str) -> None:
+    """Installs a package called as its folder, with entry points name -> "package.module:Class"."""
+    info = site / f"{site.name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {site.name}\nVersion: 1.0\n")
+    lines = "".join(f"{name} = {path}\n" for name, path in points.items())
+    (info / "entry_points.txt").write_text(f"[{sources.GROUP}]\n{lines}")
+    monkeypatch.syspath_prepend(str(site))
 
 
 def test_every_built_in_resolves_to_its_own_name() -> None:
@@ -35,8 +39,8 @@ def test_unknown_name_gives_the_nearest() -> None:
         sources.load("ml100k")
 
 
-def test_entry_point_and_class_path_are_found(monkeypatch) -> None:
-    plug_in(monkeypatch, EntryPoint("tiny", f"{__name__}:Tiny", sources.GROUP))
+def test_entry_point_and_class_path_are_found(monkeypatch, tmp_path) -> None:
+    plug_in(monkeypatch, tmp_path / "a_shop", tiny=f"{__name__}:Tiny")
     assert "tiny" in sources.names()
     for name in ("tiny", f"{__name__}:Tiny"):
         data = sources.load(name, path="z", min_interactions=2)
@@ -45,12 +49,11 @@ def test_entry_point_and_class_path_are_found(monkeypatch) -> None:
         assert sources.load_catalog(name, path="z").hash == data.catalog.hash
 
 
-def test_plug_in_never_shadows_a_built_in_or_another(monkeypatch) -> None:
-    plug_in(monkeypatch, EntryPoint("csv", f"{__name__}:Tiny", sources.GROUP))
-    with pytest.raises(ConfigError, match="takes the name of the built-in dataset 'csv'"):
-        sources.resolve("csv")
-    plug_in(monkeypatch, *(EntryPoint("t", f"{module}:Tiny", sources.GROUP) for module in ("one", "two")))
-    with pytest.raises(ConfigError, match="offered by one:Tiny and two:Tiny"):
+def test_plug_in_never_shadows_a_built_in_or_another(monkeypatch, tmp_path) -> None:
+    plug_in(monkeypatch, tmp_path / "a_shop", csv=f"{__name__}:Tiny", t="one:Tiny")
+    assert type(sources.resolve("csv")).__name__ == "CsvFile"
+    plug_in(monkeypatch, tmp_path / "b_shop", t="two:Tiny")
+    with pytest.raises(ConfigError, match=r"offered by a_shop 1\.0 and b_shop 1\.0.*'one:Tiny' or 'two:Tiny'"):
         sources.resolve("t")
 
 

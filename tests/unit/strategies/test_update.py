@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message
 
 from fedrec_app.records import from_record
+from strategies.accumulator import UpdateSum
 from strategies.update import Expected, Intake, Update
 from tests.unit.strategies.replies import NODES, PARAMS, delta_reply, error_reply, metrics, reply
 
@@ -153,6 +154,77 @@ def test_counts_go_with_the_rows_that_are_sent(count: list[float], reason: str) 
 def test_counts_that_nobody_asked_for_are_refused() -> None:
     arrays = with_array("count/table", np.ones(3, dtype=np.float32))
     assert taken_in([reply(10, arrays, metrics())])[0].dropped == {"extra-array": 1, "no-reply": 2}
+
+
+PART = replace(EXPECTED, scalars=("steps", "bend"), controls=True, partitions={10: 0})
+"""What is expected where a client part adds two sums of numbers, and controls."""
+
+
+def with_part() -> dict[str, np.ndarray]:
+    controls = {"control/table": np.full((3, 2), 2.0, np.float32), "control/bias": np.full(1, -1.0, np.float32)}
+    return {**good(), **controls}
+
+
+def test_what_a_client_part_adds_is_read_and_added_up() -> None:
+    intake, (update,) = taken_in([reply(10, with_part(), metrics(steps=3, bend=0.0))], PART)
+    assert intake.dropped == {}
+    assert (update.scalars["steps"], update.scalars["bend"]) == (3.0, 0.0)
+    assert intake.scalars["steps"] == [3.0]
+    total = UpdateSum(PARAMS)
+    assert total.scalar("steps") == 0.0
+    with pytest.raises(KeyError):
+        total.control("table")
+    for _ in range(2):
+        total.add(update)
+    assert (total.scalar("steps"), total.scalar("no such thing")) == (6.0, 0.0)
+    np.testing.assert_array_equal(total.control("table"), np.full((3, 2), 4.0))
+    np.testing.assert_array_equal(total.control("bias"), [-2.0])
+
+
+def test_controls_come_whole_where_a_table_comes_as_rows() -> None:
+    arrays = {**by_rows([0, 2], [[1, 2], [3, 4]]), **{k: v for k, v in with_part().items() if k.startswith("control")}}
+    intake, (update,) = taken_in([reply(10, arrays, metrics(steps=1, bend=1))], PART)
+    assert intake.dropped == {}
+    total = UpdateSum(PARAMS)
+    total.add(update)
+    np.testing.assert_array_equal(total.delta("table"), [[1, 2], [0, 0], [3, 4]])
+    np.testing.assert_array_equal(total.control("table"), np.full((3, 2), 2.0))
+
+
+def test_scaled_deltas_leave_controls_and_scalars_as_they_are() -> None:
+    _, (update,) = taken_in([reply(10, with_part(), metrics(steps=3, bend=1))], PART)
+    scaled = update.scaled(0.5)
+    np.testing.assert_array_equal(scaled.delta("bias"), [0.5])
+    np.testing.assert_array_equal(scaled.arrays["control/bias"], [-1.0])
+    assert scaled.scalars == update.scalars
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said", "reason"),
+    [
+        (with_part(), metrics(steps=1), "bad-scalar"),
+        (with_part(), metrics(steps=1, bend=-1e-9), "bad-scalar"),
+        (with_part(), metrics(steps=float("nan"), bend=1), "bad-scalar"),
+        (with_part(), metrics(steps=float("inf"), bend=1), "bad-scalar"),
+        (with_part(), metrics(steps=1e101, bend=1), "bad-scalar"),
+        (with_part(), metrics(steps=[1], bend=1), "bad-scalar"),
+        (without(with_part(), "control/bias"), metrics(steps=1, bend=1), "missing-array"),
+        ({**with_part(), "control/table": np.ones((1, 2), np.float32)}, metrics(steps=1, bend=1), "wrong-shape"),
+        ({**with_part(), "control/table": np.ones((3, 2))}, metrics(steps=1, bend=1), "wrong-dtype"),
+        ({**with_part(), "control/bias": np.float32([np.nan])}, metrics(steps=1, bend=1), "non-finite"),
+        ({**with_part(), "control/other": np.ones(1, np.float32)}, metrics(steps=1, bend=1), "extra-array"),
+    ],
+)
+def test_what_a_client_part_adds_is_checked(arrays: dict[str, np.ndarray], said: dict, reason: str) -> None:
+    intake, updates = taken_in([reply(10, arrays, said)], PART)
+    assert (intake.dropped, updates) == ({reason: 1}, [])
+
+
+def test_controls_that_nobody_asked_for_are_refused_and_further_scalars_are_not_kept() -> None:
+    expected = replace(EXPECTED, partitions={10: 0})
+    assert taken_in([reply(10, with_part(), metrics())], expected)[0].dropped == {"extra-array": 1}
+    _, (update,) = taken_in([reply(10, good(), metrics(steps=5))], expected)
+    assert "steps" not in update.scalars
 
 
 def test_rows_that_were_sent_alone_read_as_the_whole_parameter() -> None:

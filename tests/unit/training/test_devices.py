@@ -28,6 +28,7 @@ PLANS = {
     "adam, proximal, decay": replace(PLAN, optimizer="adam", batch_size=3, proximal_mu=0.1, weight_decay=0.1),
     "clipped, rows": replace(PLAN, clip_norm=0.1, weighting="rows"),
     "reconstruction": replace(PLAN, private_epochs=2),
+    "bounded gradient": replace(PLAN, batch_size=2, local_epochs=2, max_grad_norm=0.1),
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mf": ("mf", {"loss": "bce"}),

@@ -40,6 +40,18 @@ RULES: dict[str, dict[str, Any]] = {
     "reconstruction": {"private_epochs": 2},
     "adam, proximal, decay": {"optimizer": "adam", "weight_decay": 0.1, "proximal_mu": 0.3},
     "adamw, clipped": {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.1},
+    "bounded gradient": {"max_grad_norm": 0.2},
+    "bounded gradient, clipped": {"max_grad_norm": 0.2, "clip_norm": 0.05},
+    "bounded gradient, decay, proximal": {"max_grad_norm": 0.2, "weight_decay": 0.5, "proximal_mu": 2.0},
+    "bounded gradient, reconstruction": {"max_grad_norm": 0.05, "private_epochs": 2},
+    "bounded gradient, adam": {
+        "max_grad_norm": 0.2,
+        "optimizer": "adam",
+        "weight_decay": 0.1,
+        "proximal_mu": 0.3,
+        "learning_rate": 0.05,
+    },
+    "bounded gradient, adamw": {"max_grad_norm": 0.2, "optimizer": "adamw", "weight_decay": 0.1},
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mf": ("mf", {"loss": "bce"}),

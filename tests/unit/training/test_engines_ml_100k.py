@@ -36,6 +36,7 @@ CASES: list[tuple[str, FitPlan, list[Engine | None]]] = [
     ("mf", SEVERAL, ["fused", "several-steps"]),
     ("mf", replace(SEVERAL, clip_norm=0.01, weighting="users"), ["fused", "several-steps"]),
     ("mf all items", replace(ONE, learning_rate=0.05), ["fused", "one-step", "several-steps"]),
+    ("mf", replace(SEVERAL, max_grad_norm=0.02), ["several-steps", None]),
     ("neumf", ONE, ["one-step", "several-steps"]),
     ("neumf", replace(SEVERAL, local_epochs=1), ["several-steps", None]),
 ]

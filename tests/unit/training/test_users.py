@@ -198,6 +198,9 @@ def test_each_fit_goes_to_the_fastest_engine_that_can_do_it() -> None:
     assert chosen("neumf", plan) == {"one-step": short, "several-steps": set(range(12)) - short}
     assert chosen("mf", replace(plan, optimizer="adam"), loss="bce") == {"several-steps": set(range(12))}
     assert chosen("neumf", replace(plan, clip_norm=1.0)) == {"several-steps": set(range(12))}
+    assert chosen("neumf", replace(plan, max_grad_norm=1.0)) == {"several-steps": set(range(12))}
+    assert chosen("mf", replace(plan, max_grad_norm=1.0), loss="bce") == {"several-steps": set(range(12))}
+    assert chosen("mf", replace(plan, batch_size=0, max_grad_norm=1.0)) == {"several-steps": set(range(12))}
     assert chosen("mf", replace(plan, batch_size=0)) == {"fused": set(range(12))}
     assert chosen("mf", plan) == {"one-step": short, "several-steps": set(range(12)) - short}
 

@@ -1,0 +1,183 @@
+"""`fedrec strategy list`, `fedrec model list`, `fedrec data list`: names, where they come from, and their options."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedrec_app.errors import ConfigError, unknown
+from fedrec_app.plugins import Entry, Registry
+
+stdout, stderr = Console(), Console(stderr=True)
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a strategy, a model or a data set.
+
+    Attributes:
+        name: its key in the JSON object.
+        type: "number", "one of mean, median", "number > 0 or text", ...
+        default: as JSON; "" where it must be given.
+        allowed: the range of a number, "> 0, < 1", or "".
+        what: its description, or the line "name: ..." of a schema's docstring, or "".
+    """
+
+    name: str
+    type: str
+    default: str
+    allowed: str
+    what: str
+
+
+def options_of(schema: type[BaseModel]) -> list[Option]:
+    """Returns the options that a pydantic schema describes, in its order."""
+    described = schema.model_json_schema()
+    options = []
+    for name, field in described.get("properties", {}).items():
+        default = json.dumps(field["default"], ensure_ascii=False) if "default" in field else ""
+        kinds = _kinds(field, described.get("$defs", {}))
+        if len(kinds) == 1:
+            what_type, allowed = _type(kinds[0]), _bounds(kinds[0])
+        else:
+            what_type, allowed = " or ".join(f"{_type(kind)} {_bounds(kind)}".strip() for kind in kinds), ""
+        what = field.get("description") or _said_of(name, schema)
+        options.append(Option(name, what_type, default, allowed, what))
+    return options
+
+
+def summary_of(found: type) -> str:
+    """Returns what a class is, in one line: its own summary, or the first line of its docstring."""
+    for name in ("summary_line", "summary"):
+        if isinstance(text := getattr(found, name, ""), str) and text:
+            return text
+    return (inspect.getdoc(found) or "").partition("\n")[0]
+
+
+def add_list(commands: typer.Typer, kinds: str, registry: Callable[[], Registry[Any]]) -> None:
+    """Adds the command `list`.
+
+    Args:
+        commands: to add to.
+        kinds: what it lists, "strategies".
+        registry: returns what it lists; called when the command runs, for a fast command line.
+    """
+
+    @commands.command("list", help=f"List the {kinds} that are installed, where each comes from, and its options.")
+    def list_installed(
+        name: Annotated[str, typer.Argument(help="Show this one in full; all if left out.")] = "",
+        options: Annotated[bool, typer.Option("--options", help="Show the options of all of them in full.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    ) -> None:
+        show_list(registry(), name, options, as_json)
+
+
+def show_list(registry: Registry[Any], name: str, with_options: bool, as_json: bool) -> None:
+    """Prints what a registry holds.
+
+    Args:
+        registry: which.
+        name: the one to show in full; "" for all.
+        with_options: show the options of all.
+        as_json: print a JSON list, with everything in it.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    described = [_described(entry) for entry in registry.listing() if name in ("", entry.name)]
+    if not described:
+        raise ConfigError(unknown(registry.kind, name, {entry.name for entry in registry.listing()}))
+    if as_json:
+        print(json.dumps(described, ensure_ascii=False))
+        return
+    if not name:
+        stdout.print(_overview(described))
+    for entry in described if name or with_options else ():
+        stdout.print(f"[bold]{escape(entry['name'])}[/] ({escape(entry['source'])}): {escape(entry['what'])}")
+        stdout.print(_option_table(entry["options"]) if entry["options"] else "takes no options\n")
+
+
+def _described(entry: Entry[Any]) -> dict[str, Any]:
+    """Returns an entry as a JSON object; options that cannot be described make it a broken one."""
+    options: list[Option] = []
+    what, problem = entry.problem, entry.problem
+    if entry.found is not None:
+        what = summary_of(entry.found)
+        try:
+            schema = getattr(entry.found, "Options", None)
+            options = options_of(schema) if schema is not None else []
+        except Exception as error:  # the schema is somebody else's
+            what = problem = f"broken: its Options cannot be described: {type(error).__name__}: {error}"
+    return {
+        "name": entry.name,
+        "source": entry.source,
+        "path": entry.path,
+        "what": what,
+        "problem": problem,
+        "options": [asdict(option) for option in options],
+    }
+
+
+def _overview(described: list[dict[str, Any]]) -> Table:
+    table = Table("name", "source", "what it is, and its options", show_lines=True)
+    for entry in described:
+        what = f"[red]{escape(entry['what'])}[/]" if entry["problem"] else escape(entry["what"])
+        options = [_short(Option(**option)) for option in entry["options"]]
+        table.add_row(escape(entry["name"]), escape(entry["source"]), "\n".join([what, *map(escape, options)]))
+    return table
+
+
+def _short(option: Option) -> str:
+    allowed = f" {option.allowed}" if option.allowed else ""
+    return f"  {option.name}: {option.type}{allowed}" + (f" = {option.default}" if option.default else " (no default)")
+
+
+def _option_table(options: list[dict[str, str]]) -> Table:
+    table = Table("option", "type", "default", "allowed", "what it does")
+    for option in options:
+        table.add_row(*(escape(text) for text in option.values()))
+    return table
+
+
+def _said_of(name: str, schema: type[BaseModel]) -> str:
+    for cls in schema.__mro__:
+        said = re.search(rf"^\s*{name}: (.+?)(?=\n\s*\w+: |\Z)", vars(cls).get("__doc__") or "", re.S | re.M)
+        if said:
+            return " ".join(said.group(1).split())
+    return ""
+
+
+def _kinds(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the alternatives that a JSON schema allows, with what it says for all of them in each."""
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in field:
+            return [kind for part in field[key] for kind in _kinds(part, definitions)]
+    if "$ref" in field:
+        return _kinds(definitions.get(field["$ref"].rpartition("/")[2], {}), definitions)
+    return [dict(field)]
+
+
+def _type(kind: Mapping[str, Any]) -> str:
+    if "const" in kind:
+        return json.dumps(kind["const"])
+    if "enum" in kind:
+        return "one of " + ", ".join(str(value) for value in kind["enum"])
+    name = str(kind.get("type", "anything"))
+    if name == "array" and isinstance(kind.get("items"), Mapping):
+        return f"list of {_type(kind['items'])}"
+    return {"string": "text", "boolean": "true or false", "integer": "whole number"}.get(name, name)
+
+
+def _bounds(kind: Mapping[str, Any]) -> str:
+    return ", ".join(f"{sign} {kind[key]:g}" for key, sign in _BOUNDS.items() if key in kind)
