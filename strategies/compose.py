@@ -15,7 +15,7 @@ AGGREGATORS = {
     "median": "strategies.median:CoordinateMedian",
     "trimmed-mean": "strategies.trimmed_mean:CoordinateTrimmedMean",
     "krum": "strategies.krum:KrumSelection",
-    "multi-krum": "strategies.krum:MultiKrumSelection",
+    "multi-krum": "strategies.multi_krum:MultiKrumSelection",
     "norm-bound": "strategies.norm_bound:BoundedMean",
 }
 SERVER_OPTIMIZERS = {

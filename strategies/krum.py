@@ -1,8 +1,8 @@
-"""Krum and Multi-Krum: the nodes whose updates lie closest to others.
+"""Krum: the node whose update lies closest to others.
 
 Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, Blanchard et al., NeurIPS 2017,
 https://arxiv.org/abs/1703.02757. A node's score is the sum of the squared distances between its mean delta and the
-n - f - 2 nearest others; Krum takes the delta with the lowest score, Multi-Krum the mean of the m lowest.
+n - f - 2 nearest others; Krum takes the delta with the lowest score.
 """
 
 from __future__ import annotations
@@ -25,12 +25,6 @@ class KrumOptions(StrategyOptions):
     """num_malicious: f, how many nodes may lie."""
 
     num_malicious: int = Field(default=1, ge=0)
-
-
-class MultiKrumOptions(KrumOptions):
-    """num_selected: m, how many nodes are averaged; 0: n - f."""
-
-    num_selected: int = Field(default=0, ge=0)
 
 
 class KrumSelection(Aggregator):
@@ -62,27 +56,6 @@ class KrumSelection(Aggregator):
         if num_nodes > 2 * f + 2:
             return ""
         return f"{num_nodes} nodes are too few for num_malicious {f}: at least {2 * f + 3} are needed"
-
-
-class MultiKrumSelection(KrumSelection):
-    """The mean of the mean deltas of several nodes close to their neighbours."""
-
-    name = "multi-krum"
-    summary_line = "mean of the nodes closest to their neighbours (Blanchard et al., NeurIPS 2017)"
-    Options = MultiKrumOptions
-
-    def num_chosen(self, num_nodes: int) -> int:
-        """Returns m, or n - f without it."""
-        return min(self.options.num_selected or max(num_nodes - self.options.num_malicious, 1), num_nodes)
-
-    def problem(self, num_nodes: int) -> str:
-        """Returns that there are too few nodes, or that some who lie would be averaged in any case."""
-        m, most = self.options.num_selected, num_nodes - self.options.num_malicious
-        if (found := super().problem(num_nodes)) or m <= most:
-            return found
-        return (
-            f"num_selected {m} of {num_nodes} nodes takes in some of num_malicious {num_nodes - most}: at most {most}"
-        )
 
 
 def krum_scores(distances: NDArray[np.float64], num_malicious: int) -> NDArray[np.float64]:
@@ -122,17 +95,3 @@ class Krum(RecStrategy):
     def make_aggregator(self) -> KrumSelection:
         """Returns Krum with these options."""
         return KrumSelection(self.options)
-
-
-class MultiKrum(RecStrategy):
-    """Multi-Krum, and any server optimiser."""
-
-    name = "multi-krum"
-    summary_line = MultiKrumSelection.summary_line
-
-    class Options(MultiKrumOptions, UnitOptions):
-        """Options of Multi-Krum."""
-
-    def make_aggregator(self) -> MultiKrumSelection:
-        """Returns Multi-Krum with these options."""
-        return MultiKrumSelection(self.options)

@@ -28,7 +28,7 @@ BUILT_IN = {
     "median": "strategies.median:Median",
     "trimmed-mean": "strategies.trimmed_mean:TrimmedMean",
     "krum": "strategies.krum:Krum",
-    "multi-krum": "strategies.krum:MultiKrum",
+    "multi-krum": "strategies.multi_krum:MultiKrum",
     "norm-bound": "strategies.norm_bound:NormBound",
 }
 STRATEGIES = Registry("strategy", BUILT_IN, GROUP, Strategy, "flwr.serverapp.strategy.Strategy")

@@ -244,6 +244,23 @@ def test_an_update_must_name_the_round_that_its_node_was_asked_for() -> None:
     assert run.metrics["dropped/wrong-round"] == 1
 
 
+def test_a_node_that_has_answered_is_not_heard_again_before_it_is_asked_again() -> None:
+    run = Steps(buffer_size=1, fraction_train=0.34)
+    run.send()
+    (first,) = run.grid.asked()
+    message = run.grid.at_work[first][0]
+    run.grid.say(first, update(1.0))
+    while first in (asked := run.grid.asked()) or not asked:
+        run.take()
+        run.send()
+        if first in run.grid.asked():
+            run.grid.say(first, update(0.0))
+    arrays, said = run.strategy.aggregate_train(run.step, [update(9.0)(message)])
+    assert arrays is None
+    assert said is not None
+    assert said["dropped/unknown-node"] == 1
+
+
 def test_a_node_that_left_is_forgotten_and_asked_anew_when_it_is_back() -> None:
     run = Steps(buffer_size=1)
     run.send()

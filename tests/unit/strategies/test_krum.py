@@ -15,7 +15,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies.krum import Krum, KrumSelection, MultiKrum, MultiKrumSelection, krum_scores
+from strategies.krum import Krum, KrumSelection, krum_scores
+from strategies.multi_krum import MultiKrum, MultiKrumSelection
 from strategies.update import Update
 from tests.unit.strategies.given import after_round, arrays_of, assert_arrays, by_rows, update
 

@@ -1,0 +1,171 @@
+"""The script behind docs/results.md: it knows every strategy, writes its own section alone, and its table is right."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strategies.registry import BUILT_IN
+from tests.conftest import REPO
+
+TINY = {"data.name": "synthetic", "data.options": '{"num_users": 40}'}
+PAGE = "# Results\n\nabove\n\n<!-- a -->\nold\n<!-- /a -->\n\nbetween\n\n<!-- b -->\nkept\n<!-- /b -->\n"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The modules of the experiments."""
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    import reproduce
+    from experiments import page, runs, strategies
+
+    return SimpleNamespace(reproduce=reproduce, page=page, runs=runs, table=strategies)
+
+
+def finished(scripts: SimpleNamespace, values: Mapping[int, float], **summary: Any) -> Any:
+    return scripts.runs.Finished(summary, list(values.items()), [])
+
+
+# Sections ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_section_is_replaced_and_nothing_else(scripts: SimpleNamespace) -> None:
+    assert scripts.page.with_section(PAGE, "a", "new\n") == PAGE.replace("old", "new")
+    assert scripts.page.with_section(PAGE, "b", "new") == PAGE.replace("kept", "new")
+
+
+def test_a_section_that_is_not_there_is_added_at_the_end(scripts: SimpleNamespace) -> None:
+    assert scripts.page.with_section(PAGE, "c", "new") == PAGE + "\n<!-- c -->\nnew\n<!-- /c -->\n"
+    assert scripts.page.with_section("", "c", "new").startswith("# Results\n")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        PAGE.replace("<!-- /a -->", ""),
+        PAGE.replace("<!-- a -->", ""),
+        PAGE + "<!-- a -->\n<!-- /a -->\n",
+        "<!-- /a --> turned <!-- a -->",
+    ],
+)
+def test_a_page_with_broken_markers_is_refused(scripts: SimpleNamespace, broken: str) -> None:
+    with pytest.raises(ValueError, match="section 'a'"):
+        scripts.page.with_section(broken, "a", "new")
+
+
+# Rows --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_every_built_in_strategy(scripts: SimpleNamespace) -> None:
+    assert {row.strategy for row in scripts.table.STRATEGIES.values()} == set(BUILT_IN)
+
+
+def test_the_options_of_every_row_are_a_point_of_its_grid(scripts: SimpleNamespace) -> None:
+    for name, row in scripts.table.STRATEGIES.items():
+        points = [_read(point.flat()) for _, point in row.points()]
+        assert len(points) > 1, name
+        assert _read(row.flat()) in points, name
+
+
+def test_rows_differ_in_their_strategy_alone_but_for_pooled_nodes(scripts: SimpleNamespace) -> None:
+    for name, row in scripts.table.STRATEGIES.items():
+        allowed = {"train.learning-rate"} | (set(scripts.table.POOLED) if "pooled nodes" in name else set())
+        assert set(row.settings) <= allowed, name
+
+
+def _read(flat: dict[str, Any]) -> dict[str, Any]:
+    return {**flat, "strategy.options": json.loads(flat["strategy.options"])}
+
+
+# Runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_rounds_are_counted_to_the_first_that_reaches_a_value(scripts: SimpleNamespace) -> None:
+    run = finished(scripts, {5: 0.1, 10: 0.3, 15: 0.2, 20: 0.3})
+    assert run.best == 0.3
+    assert [run.first_round(value) for value in (0.05, 0.2, 0.3, 0.31)] == [5, 10, 10, None]
+
+
+def test_tuning_looks_at_validation_alone(scripts: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def run(flat: dict[str, Any]) -> Any:
+        asked.append(flat)
+        return finished(scripts, {5: 0.125, 10: 0.25})  # whose summary, the test in it, is empty
+
+    scripts.table.tune(SimpleNamespace(run=run), "qfedavg", every=7)
+    assert capsys.readouterr().out.splitlines() == [
+        f"qfedavg {label}: 0.2500 in round 10" for label, _ in scripts.table.STRATEGIES["qfedavg"].points()
+    ]
+    assert {flat["evaluate.every"] for flat in asked} == {7}
+
+
+def test_a_small_table_says_what_its_runs_say(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    runs = scripts.runs.Runs(TINY, num_rounds=2, num_nodes=2, keep=tmp_path)
+    rows = {name: scripts.table.STRATEGIES[name] for name in ("fedavg", "fedadam")}
+    text = scripts.table.strategies(runs, rows=rows)
+    base, adam = (runs.run(row.flat()) for row in rows.values())
+    head, line = (
+        next(line for line in text.splitlines() if line.startswith(f"| {name} |")).strip("| ").split(" | ")
+        for name in ("strategy", "fedadam")
+    )
+    shown = dict(zip(head, line, strict=True))
+    gain = adam.summary["test"]["ndcg@10"] - base.summary["test"]["ndcg@10"]
+    spread = statistics.stdev(np.subtract(adam.replicates, base.replicates))
+    assert shown["validation NDCG@10"] == f"{max(v for _, v in adam.validation):.4f}".lstrip("0")
+    assert shown["test NDCG@10"] == f"{adam.summary['test']['ndcg@10']:.4f}".lstrip("0")
+    assert shown["test minus `fedavg`"] == f"{gain:+.4f} ± " + f"{spread:.4f}".lstrip("0")
+    assert shown["test HR@10"] == f"{adam.summary['test']['hr@10']:.3f}".lstrip("0")
+    assert shown["best round"] == str(adam.summary["best_round"])
+    reached = [at for at, value in adam.validation if value >= base.best]
+    assert shown["rounds to `fedavg`'s best"] == (str(reached[0]) if reached else "never")
+    assert [at for at, _ in adam.validation] == [1, 2]
+
+
+def test_bootstrap_draws_are_those_behind_the_interval(scripts: SimpleNamespace) -> None:
+    run = scripts.runs.Runs(TINY, num_rounds=1, num_nodes=2).run({"evaluate.bootstrap": 50})
+    assert len(run.replicates) == 50
+    assert run.summary["test"]["ci"]["ndcg@10"] == pytest.approx(np.percentile(run.replicates, [2.5, 97.5]).tolist())
+
+
+def test_a_run_that_is_kept_is_not_made_again(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = scripts.runs.Runs(TINY, num_rounds=1, num_nodes=2, keep=tmp_path / "kept")
+    first = runs.run({"seed": 1})
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(scripts.runs, "simulate", refuse)
+    assert runs.run({"seed": 1}) == first
+    for other in (runs, scripts.runs.Runs(TINY, num_rounds=2, num_nodes=2, keep=tmp_path / "kept")):
+        with pytest.raises(AssertionError, match="made again"):
+            other.run({"seed": 2 if other is runs else 1})
+
+
+def test_the_command_replaces_its_section(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def section(runs: Any, only: str) -> str:
+        seen.append((runs.data["data.path"], runs.num_rounds, runs.keep, only))
+        return "made"
+
+    monkeypatch.setitem(scripts.reproduce.SECTIONS, "strategies", section)
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    scripts.reproduce.main(
+        ["strategies", "--data-dir", str(tmp_path), "--rounds", "3", "--only", "fed", "--out", str(page)]
+    )
+    assert seen == [(str(tmp_path / "ml-100k"), 3, None, "fed")]
+    assert page.read_text() == PAGE + "\n<!-- strategies -->\nmade\n<!-- /strategies -->\n"
+    assert capsys.readouterr().out == "made\n"
