@@ -27,9 +27,10 @@ from fedrec_app.plugins import API_VERSION
 from fedrec_app.records import Arrays
 from strategies.accumulator import UpdateSum
 from strategies.aggregators import Aggregator
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.optimizers import ServerOptimizer
 from strategies.options import MeanOptions, StrategyOptions, UnitOptions, WithAggregator, WithServerOptimizer
+from strategies.settings import Settings
 from strategies.testing import run_all
 from strategies.update import Update
 

@@ -137,7 +137,7 @@ class RecommenderClient(NumPyClient):
             FitPlan.of(self.config.train, self.config.seed, server_round, self.config.num_server_rounds),
             weighting=str(config.get(Ask.WEIGHTING, "examples")),
             proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
-            part=self._part(parameters, config, server_round - 1) if wants_delta else None,
+            part=self._part(parameters, config) if wants_delta else None,
         )
         rows = self._rows(config, server_round - 1)
         self.model = self._kept.model(shared, rows)
@@ -151,7 +151,7 @@ class RecommenderClient(NumPyClient):
             sums.controls = {name: np.zeros_like(array) for name, array in shared.items()}  # nobody trained
         if plan.part is not None and plan.part.memory:
             memory = {name: array[None] for name, array in plan.part.memory.items()}
-            self._memory(config).save(server_round, _MYSELF, memory, [int(config.get(Ask.KEEP_ROUND, 0))])
+            self._memory(config).save(server_round, _MYSELF, memory, [int(config.get(Ask.MEMORY_ROUND, 0))])
         arrays = _deltas(sums, self.model.row_names()) if wants_delta else _parameters(shared, sums)
         metrics: dict[str, Any] = {
             Said.NUM_EXAMPLES: int(sums.num_examples),
@@ -220,7 +220,7 @@ class RecommenderClient(NumPyClient):
             rows = self._state(config).load(at_round, self.cohort.keys, rows)
         return with_optimizer_state(rows, str(self.config.train.optimizer))
 
-    def _part(self, parameters: list[NDArray], config: Mapping[str, Any], at_round: int) -> ClientPart | None:
+    def _part(self, parameters: list[NDArray], config: Mapping[str, Any]) -> ClientPart | None:
         """Returns what the run's strategy changes in local training."""
         found = strategy_class(self.config.strategy.name)
         if not issubclass(found, RecStrategy) or found.client_part is None:
@@ -233,7 +233,8 @@ class RecommenderClient(NumPyClient):
         for name, control in controls.items():
             if control is None or control.shape != shapes[name]:
                 raise FedrecError(f"the message has no {CONTROL + name} of shape {shapes[name]}")
-        memory = self._memory(config).load(at_round, _MYSELF, {}) if part.has_controls else {}
+        last_used = int(config.get(Ask.MEMORY_ROUND, 0))
+        memory = self._memory(config).load(last_used, _MYSELF, {}) if part.remembers() else {}
         return part(
             validate_options(found.Options, options, f"strategy {found.name!r}"),
             {name: np.asarray(control, dtype=np.float32) for name, control in controls.items()},

@@ -45,7 +45,7 @@ class ClientPart:
     Args:
         options: of the strategy, validated.
         received: "control/<name>" arrays that came with the parameters, by the parameter's name.
-        memory: what `finish` left on this node when it trained last, {} at first.
+        memory: what `finish` left on this node in the last round whose reply the server used, {} at first.
 
     Attributes:
         scalars: names of the sums that `weigh` adds to a reply; none of them is ever negative.
@@ -84,7 +84,7 @@ class ClientPart:
     def finish(self, delta: Arrays, steps: int, learning_rate: float) -> tuple[Arrays, Arrays]:
         """Returns the controls to send, by the parameter's name, and the memory to leave on the node.
 
-        Only for pooled nodes (`train.unit = "node"`): users have no memory.
+        Only for pooled nodes (`train.unit = "node"`): users have no memory, and a run that would need one is refused.
 
         Args:
             delta: of the node, not weighted.
@@ -102,3 +102,8 @@ class ClientPart:
     def weighs(cls) -> bool:
         """Returns whether deltas are not multiplied with their weights alone."""
         return cls.weigh is not ClientPart.weigh
+
+    @classmethod
+    def remembers(cls) -> bool:
+        """Returns whether the part leaves a memory on the node, or sends controls."""
+        return cls.has_controls or cls.finish is not ClientPart.finish

@@ -26,11 +26,11 @@ from fedrec_app.paths import default_output_dir
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
 from fedrec_app.schedules import Schedule
-from strategies.base import Settings
 from strategies.evaluation import FederatedEvaluation
 from strategies.registry import make_strategy
 from strategies.rollcall import MembersOnly, Roster
 from strategies.rounds import Evaluate, Exchange, Progress, RoundRecord, run_rounds
+from strategies.settings import Settings
 
 app = ServerApp()
 
@@ -253,7 +253,8 @@ def strategy_of(config: RunConfig, row_names: Iterable[str] = (), roster: Roster
         seed=c.seed, fraction_train=c.strategy.fraction_train, min_nodes=c.strategy.min_nodes,
         row_names=tuple(row_names), unit="node" if train.unit == "node" else "user", num_rounds=c.num_server_rounds,
         schedule=Schedule.parse(c.strategy.schedule, "strategy.schedule"), local_optimizer=train.optimizer,
-        one_step=(train.unit, train.optimizer, train.local_epochs, train.batch_size) == ("user", "sgd", 1, 0),
+        one_step=(train.unit, train.local_epochs, train.batch_size) == ("user", 1, 0),
+        user_fraction=float(train.user_fraction),
     )  # fmt: skip
     return make_strategy(c.strategy.name, parse_options(c.strategy.options, "strategy.options"), settings, roster)
 

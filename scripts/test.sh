@@ -10,5 +10,5 @@ ruff format --check .
 pyright
 lint-imports
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Tests that start Flower and Ray share one worker (xdist_group), the rest fill the other.
-exec pytest -n 2 --dist loadgroup "$@"
+# One worker runs the tests that start Flower and Ray, the other takes the rest file by file (tests/conftest.py).
+exec pytest -n 2 "$@"

@@ -89,5 +89,6 @@ class WeightedMean(Aggregator):
         for name, param in params.items():
             count = total.count(name)
             weight = total.weight if count is None else count.reshape(-1, *([1] * (param.ndim - 1)))
-            result[name] = total.delta(name) / np.where(weight > 0, weight, 1.0)
+            some = np.asarray(weight) > 0
+            result[name] = np.where(some, total.delta(name) / np.where(some, weight, 1.0), 0.0)
         return result

@@ -13,7 +13,6 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +26,6 @@ from pydantic import BaseModel
 from fedrec_app.client_part import ClientPart
 from fedrec_app.config import validate_options
 from fedrec_app.records import ARRAYS, CONFIG, CONTROL, Arrays, Ask, Said, from_record, to_record
-from fedrec_app.schedules import Schedule
 from fedrec_app.seeding import rng
 from strategies.aggregators import Aggregator
 from strategies.compose import make_aggregator, make_server_optimizer
@@ -36,34 +34,8 @@ from strategies.optimizers import ServerOptimizer
 from strategies.options import MeanOptions, StrategyOptions, Weighting
 from strategies.rollcall import Member, Roster, messages_to, sample
 from strategies.rounds import Exchange, Hooks, Progress, run_rounds
+from strategies.settings import Settings
 from strategies.update import MAX_UNITS, Expected, Intake, Update
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run tells its strategy.
-
-    Attributes:
-        seed: of the draws of nodes.
-        fraction_train: share of the nodes that train in a round.
-        min_nodes: a round with fewer valid updates is skipped.
-        row_names: parameters with a row an item; nodes may send some of their rows alone.
-        unit: whether users or pooled nodes are the units that weights refer to.
-        num_rounds: of the run, for schedules.
-        schedule: of the server's learning rate.
-        local_optimizer: what units take their local steps with.
-        one_step: whether every unit takes one local step of plain SGD and no more.
-    """
-
-    seed: int = 0
-    fraction_train: float = 1.0
-    min_nodes: int = 1
-    row_names: tuple[str, ...] = ()
-    unit: Literal["user", "node"] = "user"
-    num_rounds: int = 1
-    schedule: Schedule = field(default_factory=Schedule)
-    local_optimizer: str = "sgd"
-    one_step: bool = False
 
 
 class RecStrategy(Strategy):
@@ -121,6 +93,7 @@ class RecStrategy(Strategy):
         self.evaluation = FederatedEvaluation()
         self._params: Arrays = {}
         self._asked: list[Member] = []
+        self._used: dict[int, int] = {}
 
     # What a strategy author overrides ------------------------------------------------------------------------------
 
@@ -138,6 +111,8 @@ class RecStrategy(Strategy):
         Args:
             num_nodes: how many nodes train in a round; None while nobody knows.
         """
+        if self.client_part is not None and self.client_part.remembers() and self.settings.unit != "node":
+            return 'a user has no memory of earlier rounds: set train.unit="node"'
         if type(self).aggregate is not RecStrategy.aggregate:
             return ""
         if self.weighting == "rows" and not self.aggregator.counts_rows:
@@ -200,7 +175,12 @@ class RecStrategy(Strategy):
         if controls := self.controls():
             arrays = to_record({**self._params, **{CONTROL + name: array for name, array in controls.items()}})
         content = RecordDict({ARRAYS: arrays, CONFIG: ask})
-        return messages_to(self._asked, content, MessageType.TRAIN, str(server_round))
+        messages = messages_to(self._asked, content, MessageType.TRAIN, str(server_round))
+        if self.client_part is not None and self.client_part.remembers():
+            for message, member in zip(messages, self._asked, strict=True):
+                own = ConfigRecord({**ask, Ask.MEMORY_ROUND: self._used.get(member.partition_id, 0)})
+                message.content = RecordDict({ARRAYS: arrays, CONFIG: own})
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -212,17 +192,18 @@ class RecStrategy(Strategy):
         metrics = MetricRecord({f"dropped/{reason}": count for reason, count in sorted(intake.dropped.items())})
         for detail in intake.details:
             log(WARNING, "round %s: dropped a reply, %s", server_round, detail)
-        if delta is None or intake.num_updates < self.settings.min_nodes:
-            why = f"{intake.num_updates} valid updates, at least {self.settings.min_nodes} are needed"
+        if delta is None or len(intake.partitions) < self.settings.min_nodes:
+            why = f"{len(intake.partitions)} valid updates, at least {self.settings.min_nodes} are needed"
             return self._skipped(server_round, why, metrics, None if delta is None else before)
         for key in (Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS):
             metrics[key] = math.fsum(intake.scalars[key])
         metrics[Said.LOSS] /= max(float(metrics[Said.NUM_EXAMPLES]), 1.0)  # type: ignore[arg-type]
-        metrics["num-updates"] = intake.num_updates
+        metrics["num-updates"] = len(intake.partitions)
         with np.errstate(over="ignore"):
             params = self.server_step(self._params, delta, server_round)
         if not all(np.isfinite(array).all() for array in params.values()):
             return self._skipped(server_round, "the step leaves the range of the parameters", metrics, before)
+        self._used.update(dict.fromkeys(intake.partitions, server_round))
         return to_record(params), metrics
 
     def configure_evaluate(

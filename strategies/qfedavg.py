@@ -62,7 +62,9 @@ class QFedAvg(RecStrategy):
         for update in updates:
             total.add(update)
         curvature = total.scalar(CURVATURE)
-        return {name: total.delta(name) / (curvature if curvature > 0 else 1.0) for name in params}
+        if curvature <= 0:
+            return {name: np.zeros(param.shape) for name, param in params.items()}
+        return {name: total.delta(name) / curvature for name in params}
 
     def problem(self, num_nodes: int | None) -> str:
         """Returns that the rule is for plain SGD."""

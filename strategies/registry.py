@@ -10,8 +10,9 @@ from flwr.serverapp.strategy import Strategy
 
 from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.plugins import Registry
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.rollcall import Roster
+from strategies.settings import Settings
 
 GROUP = "fedrec.strategies"
 BUILT_IN = {

@@ -23,9 +23,10 @@ from fedrec_app.client_part import ClientPart
 from fedrec_app.errors import StateError
 from fedrec_app.records import Arrays
 from strategies.accumulator import UpdateSum
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.options import UnitOptions
 from strategies.rollcall import Roster
+from strategies.settings import Settings
 from strategies.update import Update
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ class Scaffold(RecStrategy):
         return {name: total.delta(name) / total.weight for name in params}
 
     def problem(self, num_nodes: int | None) -> str:
-        """Returns that the rule is for pooled nodes and plain SGD."""
-        if self.settings.unit != "node":
-            return 'a user has no memory of control variates: set train.unit="node"'
+        """Returns that the rule is for plain SGD on all of a node's users."""
+        if self.settings.user_fraction < 1:
+            return "c is the mean of the c_i only while a node's weight stays what it was: set train.user-fraction=1"
         if self.settings.local_optimizer != "sgd":
             return (
                 f"its control variates are gradients of SGD, not of {self.settings.local_optimizer!r} (train.optimizer)"

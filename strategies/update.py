@@ -122,14 +122,14 @@ class Intake:
         dropped: reason -> how many replies, or missing replies, were dropped for it.
         details: what was found in each of them.
         scalars: key -> what each valid update said.
-        num_updates: how many updates were valid.
+        partitions: whose updates were valid, in the order of arrival.
     """
 
     def __init__(self, expected: Expected) -> None:
         self.dropped: dict[str, int] = {}
         self.details: list[str] = []
         self.scalars: dict[str, list[float]] = {key: [] for key in (*_SCALARS, *expected.scalars)}
-        self.num_updates = 0
+        self.partitions: list[int] = []
         self._expected = expected
         self._seen: set[int] = set()
 
@@ -138,7 +138,7 @@ class Intake:
         for update in map(self._read, replies):
             if update is None:
                 continue
-            self.num_updates += 1
+            self.partitions.append(update.partition_id)
             for key, values in self.scalars.items():
                 values.append(update.scalars[key])
             yield update

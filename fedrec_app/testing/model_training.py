@@ -43,8 +43,9 @@ from fedrec_app.training.plan import FitPlan, FitSums
 from fedrec_app.training.private_rows import with_optimizer_state
 from fedrec_app.training.serving import scorer
 from fedrec_app.training.users import fit_users, load_shared
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.registry import strategy_class
+from strategies.settings import Settings
 from strategies.update import Update
 
 _PLAN = FitPlan(seed=SEED, server_round=1, learning_rate=0.05, private_learning_rate=0.05, num_negatives=3)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.measure import MB, interleaved
 from benchmarks.report import Comparison, Report
 from fedrec_app.records import ARRAYS, CONFIG, DELTA, METRICS, ROWS, Arrays, Said, from_record, num_bytes, to_record
-from strategies.base import Settings
 from strategies.fedavg import FedAvg
 from strategies.rollcall import Member, Roster
+from strategies.settings import Settings
 from strategies.testing.nodes import Nodes, enter_run, silent
 
 TABLE = "item_embedding"

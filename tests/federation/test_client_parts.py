@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from safetensors.numpy import load
 from fedrec_app import node_data
 from fedrec_app.client import ARRAYS_IN, RecommenderClient
 from fedrec_app.client import Node as Place
+from fedrec_app.client_part import ClientPart
 from fedrec_app.config import RunConfig
+from fedrec_app.errors import ConfigError
 from fedrec_app.models.registry import model_class
 from fedrec_app.records import ARRAYS, CONFIG, METRICS, Arrays, Ask, Said, from_record
 from fedrec_app.seeding import stream_key
 from fedrec_app.simulate import simulate
 from fedrec_app.training import batches, node, sampling
 from fedrec_app.training.plan import FitPlan
+from strategies.fedavg import FedAvg
 from tests.unit.training.oracle import Trained, train_one_user
 
 TABLE, CONTROL_OF_TABLE = "item_embedding", "control/item_embedding"
@@ -85,14 +88,24 @@ class Run:
         return sorted(int(path.stem) for path in folder.glob("*.safetensors"))
 
 
-def run(output_dir: Path, settings: dict[str, Any], num_nodes: int = NODES) -> Run:
+def run(
+    output_dir: Path, settings: dict[str, Any], num_nodes: int = NODES, lost: Collection[tuple[int, int]] = ()
+) -> Run:
+    """Returns the run; replies of these (round, partition) reach the server spoilt, and it drops them."""
     flat = {**settings, "output-dir": str(output_dir)}
     messages, last = Recorder(), {}
+
+    def spoil(message: Message) -> None:
+        about = message.metadata
+        if about.message_type == "train" and about.reply_to_message_id:
+            said = message.content.metric_records[METRICS]
+            if (said[Said.ROUND], partition_of(about.src_node_id)) in lost:
+                said[Said.ROUND] = 999
 
     def watch(record: Any, progress: Any, num_rounds: int) -> None:
         last.update(from_record(progress.arrays))
 
-    result = simulate(flat, num_nodes, watchers=[watch], taps=[messages])
+    result = simulate(flat, num_nodes, watchers=[watch], taps=[messages, spoil])
     config = RunConfig.from_flat(flat).resolve(model_class("mf").recipe)
     return Run(messages, last, output_dir / "nodes", result.summary["lineage"], config, result.summary)
 
@@ -132,14 +145,27 @@ class NaiveNode:
         return y.numpy() - x, self.control - before
 
 
-def follow(found: Run, rounds: int) -> tuple[list[NaiveNode], list[NDArray], list[NDArray]]:
-    """The algorithm over the nodes that the run asked: its nodes, and x and c after each round."""
+def follow(
+    found: Run, rounds: int, lost: Collection[tuple[int, int]] = ()
+) -> tuple[list[NaiveNode], list[NDArray], list[NDArray]]:
+    """The algorithm over the nodes that the run asked: its nodes, and x and c after each round.
+
+    Of lost replies (round, partition) the users of the node have learned, and nothing else has happened.
+    """
     nodes = [NaiveNode(found.config, k) for k in range(NODES)]
     x = [next(iter(found.messages.asked.values()))[TABLE].astype(np.float64)]
     c = [np.zeros_like(x[0])]
     everybody = sum(each.weight for each in nodes)
     for server_round in range(1, rounds + 1):
-        who = [nodes[k] for r, k in found.messages.asked if r == server_round]
+        for k in (k for r, k in lost if r == server_round):
+            control = nodes[k].control
+            nodes[k].train(x[-1], c[-1], server_round)
+            nodes[k].control = control
+        who = [nodes[k] for r, k in found.messages.asked if r == server_round and (r, k) not in lost]
+        if not who:
+            x.append(x[-1])
+            c.append(c[-1])
+            continue
         changes = [(each.weight, *each.train(x[-1], c[-1], server_round)) for each in who]
         x.append(x[-1] + sum(w * d for w, d, _ in changes) / sum(w for w, *_ in changes))
         c.append(c[-1] + sum(w * change for w, _, change in changes) / everybody)
@@ -207,6 +233,19 @@ def test_a_node_that_sits_out_keeps_its_control_variate(tmp_path: Path) -> None:
         assert_close(found.control_of(k, rounds[-1]), nodes[k].control)
 
 
+def test_a_lost_reply_leaves_the_control_variate_where_the_server_believes_it_to_be(tmp_path: Path) -> None:
+    lost = [(1, 2), (2, 0), (3, 0), (4, 0), (6, 0), (6, 1), (6, 2)]  # three in a row, and a whole round
+    found = run(tmp_path, {**SCAFFOLD, "num-server-rounds": 7}, lost=lost)
+    assert found.summary["dropped_updates"] == {"wrong-round": len(lost)}
+    nodes, x, c = follow(found, 7, lost)
+    for server_round in range(1, 8):
+        assert_close(found.messages.asked[server_round, 1][CONTROL_OF_TABLE], c[server_round - 1])
+    assert_close(found.last[TABLE], x[7])
+    for k, naive in enumerate(nodes):
+        assert_close(found.control_of(k, 7), naive.control)
+    assert_close(c[7], np.average([each.control for each in nodes], axis=0, weights=[each.weight for each in nodes]))
+
+
 def test_nodes_without_users_change_nothing_and_are_not_dropped(tmp_path: Path) -> None:
     found = run(tmp_path, {**SCAFFOLD, "num-server-rounds": 2, "data.options": FEW["data.options"]}, num_nodes=27)
     assert found.summary["dropped_updates"] == {}
@@ -216,10 +255,10 @@ def test_nodes_without_users_change_nothing_and_are_not_dropped(tmp_path: Path) 
         assert not arrays[f"delta/{TABLE}"].any()
 
 
-def fit(client: RecommenderClient, arrays: Arrays, server_round: int) -> Arrays:
-    """The arrays that a client answers with."""
+def fit(client: RecommenderClient, arrays: Arrays, server_round: int, used: int) -> Arrays:
+    """The arrays that a client answers with, whose last reply that was used is that of a round."""
     config = {
-        Ask.ROUND: server_round, Ask.UPDATE: "delta", Ask.LINEAGE: "line",
+        Ask.ROUND: server_round, Ask.UPDATE: "delta", Ask.LINEAGE: "line", Ask.MEMORY_ROUND: used,
         ARRAYS_IN: f'["{TABLE}", "{CONTROL_OF_TABLE}"]',
     }  # fmt: skip
     found, _, metrics = client.fit([arrays[TABLE], arrays[CONTROL_OF_TABLE]], config)
@@ -235,8 +274,8 @@ def test_the_memory_is_on_disk_by_round_and_not_in_a_client(tmp_path: Path) -> N
     (table,) = client().get_parameters({})
     start = {TABLE: table, CONTROL_OF_TABLE: np.full_like(table, 0.01)}
     kept = client()
-    same = [fit(kept, start, 1), fit(kept, start, 2)]
-    again = [fit(client(), start, 1), fit(client(), start, 2), fit(client(), start, 2)]
+    same = [fit(kept, start, 1, 0), fit(kept, start, 2, 1)]
+    again = [fit(client(), start, 1, 0), fit(client(), start, 2, 1), fit(client(), start, 2, 1)]
     for found, expected in zip(again, [*same, same[1]], strict=True):  # round 2 once more starts from round 1
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
@@ -246,7 +285,7 @@ def test_the_memory_is_on_disk_by_round_and_not_in_a_client(tmp_path: Path) -> N
     weight = int(kept.cohort.train.lengths.sum())
     assert_close(same[0][CONTROL_OF_TABLE] / weight, one)
     assert_close(same[1][CONTROL_OF_TABLE] / weight, two - one)
-    first_of_another = fit(client(1), start, 2)[CONTROL_OF_TABLE]
+    first_of_another = fit(client(1), start, 2, 1)[CONTROL_OF_TABLE]
     assert np.abs(first_of_another - same[1][CONTROL_OF_TABLE]).max() > 1e-3
     assert not (tmp_path / "line.strategy" / "1" / "1.safetensors").exists()
 
@@ -334,3 +373,40 @@ def test_config_records_of_training_hold_no_more_than_is_asked(tmp_path: Path) -
 
     simulate({**USERS, "output-dir": str(tmp_path), "strategy.name": "fednova"}, NODES, taps=[tap])
     assert keys == {Ask.ROUND, Ask.UPDATE, Ask.WEIGHTING, Ask.LINEAGE, Ask.KEEP_ROUND}
+
+
+class Diary(ClientPart):
+    """Remembers how often it was told to go on, and sends nothing of it."""
+
+    def finish(self, delta: Arrays, steps: int, learning_rate: float) -> tuple[Arrays, Arrays]:
+        return {}, {"entries": self.memory.get("entries", np.zeros(1)) + 1}
+
+
+class WithDiary(FedAvg):
+    name = "with-diary"
+    client_part = Diary
+
+
+def test_a_part_that_sends_nothing_may_remember_too(tmp_path: Path) -> None:
+    settings = {**SCAFFOLD, "strategy.name": f"{__name__}:WithDiary", "num-server-rounds": 3}
+    found = run(tmp_path, settings, lost=[(2, 0)])
+    folder = found.nodes / f"{found.lineage}.strategy"
+    entries = [load((folder / str(k) / "3.safetensors").read_bytes())["entries"] for k in range(NODES)]
+    np.testing.assert_array_equal(np.ravel(entries), [2, 3, 3])
+
+
+def test_users_have_no_memory_so_such_a_part_is_refused_for_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no memory.*train.unit=\"node\""):
+        simulate({**USERS, "strategy.name": f"{__name__}:WithDiary", "output-dir": str(tmp_path)}, NODES)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_one_local_step_is_too_few_for_fedprox_whatever_takes_it(tmp_path: Path, optimizer: str) -> None:
+    settings = {**USERS, "strategy.name": "fedprox", "train.local-epochs": 1, "train.batch-size": 0}
+    with pytest.raises(ConfigError, match=r"one local step"):
+        simulate({**settings, "train.optimizer": optimizer, "output-dir": str(tmp_path)}, NODES)
+
+
+def test_scaffold_is_refused_for_some_of_the_users(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.user-fraction=1"):
+        simulate({**SCAFFOLD, "train.user-fraction": 0.5, "output-dir": str(tmp_path)}, NODES)

@@ -12,10 +12,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedrec_app.errors import FedrecError
 from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.records import ARRAYS, CONFIG, METRICS, to_record
-from strategies.base import Settings
 from strategies.evaluation import FederatedEvaluation
 from strategies.fedavg import FedAvg
 from strategies.rollcall import Member, MembersOnly, Roster
+from strategies.settings import Settings
 from tests.unit.strategies.replies import PARAMS, SilentGrid, metrics, reply, roster
 from tests.unit.test_rollcall_rounds import Nodes, on
 from tests.unit.test_rollcall_rounds import roster as called

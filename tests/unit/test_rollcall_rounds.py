@@ -21,11 +21,11 @@ from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.records import ARRAYS, CONFIG, METRICS, Arrays, Ask, from_record, num_bytes, to_record
 from fedrec_app.simulate import simulate
-from strategies.base import Settings
 from strategies.evaluation import FederatedEvaluation
 from strategies.fedavg import FedAvg
 from strategies.rollcall import Roster
 from strategies.rounds import Progress, RoundRecord, run_rounds
+from strategies.settings import Settings
 from tests.unit.strategies.test_exchange import Alive
 
 SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'

@@ -12,9 +12,10 @@ import pytest
 from fedrec_app.errors import ConfigError
 from fedrec_app.records import Arrays
 from fedrec_app.schedules import Schedule
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.compose import AGGREGATORS, SERVER_OPTIMIZERS, make_aggregator, make_server_optimizer
 from strategies.registry import BUILT_IN, make_strategy, strategy_class
+from strategies.settings import Settings
 from strategies.update import Update
 from tests.unit.strategies.given import after_round, arrays_of, assert_arrays, update
 from tests.unit.strategies.replies import roster
@@ -191,6 +192,7 @@ NODE = Settings(unit="node")
         ("trimmed-mean", {"trim": 0.4}, replace(NODE, fraction_train=0.7), r"at least 3 are needed"),
         ("scaffold", {}, Settings(), r'train.unit="node"'),
         ("scaffold", {}, replace(NODE, local_optimizer="adam"), r"gradients of SGD, not of 'adam'"),
+        ("scaffold", {}, replace(NODE, user_fraction=0.5), r"weight stays.*train.user-fraction=1"),
         ("fednova", {}, Settings(local_optimizer="adam"), r"steps of SGD, not of 'adam'"),
         ("qfedavg", {}, Settings(local_optimizer="adamw"), r"local SGD, not of 'adamw'"),
         ("fedprox", {}, Settings(one_step=True), r"one local step.*train.local-epochs=2"),

@@ -19,10 +19,11 @@ from fedrec_app.errors import FedrecError
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.records import CONFIG, METRICS, num_bytes, to_record
 from strategies import rounds
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.fedavg import FedAvg
 from strategies.rollcall import MembersOnly
 from strategies.rounds import MOST_AT_ONCE, USUAL_PAUSE, Exchange, run_rounds
+from strategies.settings import Settings
 from strategies.testing.nodes import Nodes, enter_run
 from strategies.update import Update
 from tests.unit.strategies.replies import NODES, PARAMS, SilentGrid, delta_reply, metrics, reply_to, roster

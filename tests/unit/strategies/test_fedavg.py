@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fedrec_app.records import from_record, to_record
-from strategies.base import Settings
 from strategies.fedavg import FedAvg
+from strategies.settings import Settings
 from strategies.update import Update
 from tests.unit.strategies.given import after_round, arrays_of, asked, assert_arrays, update
 from tests.unit.strategies.replies import PARAMS, delta_reply, metrics, reply, roster
@@ -34,6 +35,18 @@ def test_replies_are_divided_by_the_sum_of_weights_in_the_dtype_of_the_parameter
     assert params["table"].dtype == np.float32
     assert said is not None
     assert said["num-updates"] == 3
+
+
+@pytest.mark.parametrize("weighting", ["examples", "rows"])
+def test_where_no_weight_came_nothing_moves_whatever_was_sent(weighting: str) -> None:
+    params = arrays_of(t=np.ones((2, 1)), b=[3.0])
+    sent = update(0, t=np.zeros((2, 1)), b=[0.0])
+    sent.arrays["delta/b"] = np.array([5.0], np.float32)
+    sent.arrays["delta/t"] = np.array([[7.0], [1.0]], np.float32)
+    if weighting == "rows":
+        sent.arrays["count/t"] = np.array([0.0, 2.0], np.float32)
+    after = after_round(FedAvg({"weighting": weighting}), params, [sent])
+    assert_arrays(after, t=[[1.0], [1.5 if weighting == "rows" else 1.0]], b=[3.0])
 
 
 def test_ten_clients_with_a_hundred_samples_each_average_to_the_mean_of_their_models() -> None:

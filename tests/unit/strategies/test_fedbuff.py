@@ -15,11 +15,12 @@ from flwr.app import ConfigRecord, Message
 from fedrec_app.errors import ConfigError
 from fedrec_app.records import CONFIG, Ask, from_record, to_record
 from strategies import rounds
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.fedbuff import FedBuff
 from strategies.registry import make_strategy
 from strategies.rollcall import Roster
 from strategies.rounds import run_rounds
+from strategies.settings import Settings
 from strategies.testing import CHECKS, applicable, run_all
 from strategies.testing.nodes import error_to, reply_to
 from tests.conformance import faults

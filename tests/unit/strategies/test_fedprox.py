@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedrec_app.errors import ConfigError
-from strategies.base import Settings
 from strategies.fedprox import FedProx
+from strategies.settings import Settings
 from tests.unit.strategies.given import after_round, arrays_of, asked, assert_arrays, update
 from tests.unit.strategies.replies import PARAMS, roster
 

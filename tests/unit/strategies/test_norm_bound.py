@@ -5,8 +5,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from strategies.base import Settings
 from strategies.norm_bound import BoundedMean, NormBound
+from strategies.settings import Settings
 from strategies.update import Update
 from tests.unit.strategies.given import after_round, arrays_of, assert_arrays, by_rows, update
 

@@ -8,9 +8,9 @@ import torch
 
 from fedrec_app.errors import StateError
 from fedrec_app.records import from_record
-from strategies.base import Settings
 from strategies.rollcall import Member, Roster
 from strategies.scaffold import Scaffold, ScaffoldPart
+from strategies.settings import Settings
 from tests.unit.strategies.given import after_round, arrays_of, asked, assert_arrays, update, with_controls
 from tests.unit.strategies.replies import NODES, metrics, reply
 

@@ -9,10 +9,11 @@ from flwr.app import ConfigRecord, Message
 
 from fedrec_app.errors import ConfigError
 from fedrec_app.records import Arrays, from_record, to_record
-from strategies.base import RecStrategy, Settings
+from strategies.base import RecStrategy
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
 from strategies.registry import make_strategy
+from strategies.settings import Settings
 from strategies.update import Update
 from tests.unit.strategies.replies import PARAMS, SilentGrid, delta_reply, error_reply, metrics, reply, roster
 

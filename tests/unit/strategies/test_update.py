@@ -92,7 +92,7 @@ def test_a_bad_reply_is_dropped_with_its_reason_and_the_rest_is_kept(case: str) 
     intake, updates = taken_in([delta_reply(11, 1.0), reply(10, arrays, said), delta_reply(12, 2.0)])
     assert intake.dropped == {reason: 1}
     assert [update.partition_id for update in updates] == [1, 2]
-    assert intake.num_updates == 2
+    assert intake.partitions == [1, 2]
     assert intake.scalars["weight"] == [1.0, 1.0]
 
 
