@@ -42,9 +42,7 @@ class Ask:
     WEIGHTING = "weighting"  # "examples" | "users" | "uniform" | "rows"
     LINEAGE = "lineage"  # name of the line of private states that the run continues
     KEEP_ROUND = "keep-round"  # private state of this round must stay
-    MEMORY_ROUND = (
-        "memory-round"  # the round of this node's last reply that was used: its client part goes on from there
-    )
+    MEMORY_ROUND = "memory-round"  # of this node's last reply that was used: its client part goes on from there
     PRIVATE_ROUND = "private-round"  # evaluation: the round whose private state goes with the arrays
     PART = "part"  # "validation" | "test"
     SUMS = "sums"  # evaluation: return sums, not means

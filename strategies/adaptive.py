@@ -26,27 +26,29 @@ from strategies.options import StrategyOptions
 
 
 class AdagradOptions(StrategyOptions):
-    """beta_1 decays the first moment; tau is the degree of adaptivity."""
+    """Options of Adagrad."""
 
-    learning_rate: float = Field(default=0.03, gt=0)
-    beta_1: float = Field(default=0.0, ge=0, lt=1)
-    tau: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=0.03, gt=0, description="eta, factor on the step m / (sqrt(v) + tau)")
+    beta_1: float = Field(default=0.0, ge=0, lt=1, description="decay of the first moment m, the mean of deltas")
+    tau: float = Field(default=1e-3, gt=0, description="degree of adaptivity, added to sqrt(v); v starts at tau^2")
 
 
 class YogiOptions(StrategyOptions):
-    """beta_1 and beta_2 decay the moments; tau is the degree of adaptivity."""
+    """Options of Yogi."""
 
-    learning_rate: float = Field(default=0.01, gt=0)
-    beta_1: float = Field(default=0.9, ge=0, lt=1)
-    beta_2: float = Field(default=0.99, ge=0, lt=1)
-    tau: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0, description="eta, factor on the step m / (sqrt(v) + tau)")
+    beta_1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment m, the mean of deltas")
+    beta_2: float = Field(default=0.99, ge=0, lt=1, description="decay of the second moment v, of squared deltas")
+    tau: float = Field(default=1e-3, gt=0, description="degree of adaptivity, added to sqrt(v); v starts at tau^2")
 
 
 class AdamOptions(YogiOptions):
-    """As for Yogi; bias_correction divides moments by 1 - beta^t, which is Adam's and not in the paper."""
+    """Options of Adam."""
 
-    tau: float = Field(default=1e-6, gt=0)
-    bias_correction: bool = True
+    tau: float = Field(default=1e-6, gt=0, description="degree of adaptivity, added to sqrt(v); v starts at 0")
+    bias_correction: bool = Field(
+        default=True, description="divide m and v by 1 - beta^t, as Kingma & Ba do and Reddi et al. do not"
+    )
 
 
 class Adaptive(ServerOptimizer):

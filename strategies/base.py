@@ -30,6 +30,7 @@ from fedrec_app.seeding import rng
 from strategies.aggregators import Aggregator
 from strategies.compose import make_aggregator, make_server_optimizer
 from strategies.evaluation import FederatedEvaluation
+from strategies.memory import MemoryRounds
 from strategies.optimizers import ServerOptimizer
 from strategies.options import MeanOptions, StrategyOptions, Weighting
 from strategies.rollcall import Member, Roster, messages_to, sample
@@ -93,7 +94,7 @@ class RecStrategy(Strategy):
         self.evaluation = FederatedEvaluation()
         self._params: Arrays = {}
         self._asked: list[Member] = []
-        self._used: dict[int, int] = {}
+        self._memory_rounds = MemoryRounds()
 
     # What a strategy author overrides ------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class RecStrategy(Strategy):
         Args:
             num_nodes: how many nodes train in a round; None while nobody knows.
         """
-        if self.client_part is not None and self.client_part.remembers() and self.settings.unit != "node":
+        if self._remembers() and self.settings.unit != "node":
             return 'a user has no memory of earlier rounds: set train.unit="node"'
         if type(self).aggregate is not RecStrategy.aggregate:
             return ""
@@ -150,12 +151,15 @@ class RecStrategy(Strategy):
         return self.server_optimizer.step(params, delta, factor)
 
     def state(self) -> Arrays:
-        """Returns what the next round depends on besides the parameters, by name: a checkpoint keeps it."""
-        return self.server_optimizer.state()
+        """Returns what the next round depends on besides the parameters, by name: a checkpoint keeps it.
+
+        What overrides this adds to what it returns, and hands that back to `load_state`.
+        """
+        return {**self.server_optimizer.state(), **self._memory_rounds.state()}
 
     def load_state(self, state: Arrays) -> None:
         """Continues from what `state` returned."""
-        self.server_optimizer.load_state(state)
+        self.server_optimizer.load_state(self._memory_rounds.load_state(state))
 
     # Flower's contract ---------------------------------------------------------------------------------------------
 
@@ -176,10 +180,8 @@ class RecStrategy(Strategy):
             arrays = to_record({**self._params, **{CONTROL + name: array for name, array in controls.items()}})
         content = RecordDict({ARRAYS: arrays, CONFIG: ask})
         messages = messages_to(self._asked, content, MessageType.TRAIN, str(server_round))
-        if self.client_part is not None and self.client_part.remembers():
-            for message, member in zip(messages, self._asked, strict=True):
-                own = ConfigRecord({**ask, Ask.MEMORY_ROUND: self._used.get(member.partition_id, 0)})
-                message.content = RecordDict({ARRAYS: arrays, CONFIG: own})
+        if self._remembers():
+            self._memory_rounds.tell(messages, self._asked)
         return messages
 
     def aggregate_train(
@@ -203,7 +205,8 @@ class RecStrategy(Strategy):
             params = self.server_step(self._params, delta, server_round)
         if not all(np.isfinite(array).all() for array in params.values()):
             return self._skipped(server_round, "the step leaves the range of the parameters", metrics, before)
-        self._used.update(dict.fromkeys(intake.partitions, server_round))
+        if self._remembers():
+            self._memory_rounds.use(intake.partitions, server_round)
         return to_record(params), metrics
 
     def configure_evaluate(
@@ -266,6 +269,9 @@ class RecStrategy(Strategy):
 
     def _sample_size(self, num_members: int) -> int:
         return min(max(self.settings.min_nodes, round(self.settings.fraction_train * num_members), 1), num_members)
+
+    def _remembers(self) -> bool:
+        return self.client_part is not None and self.client_part.remembers()
 
     def _members(self, grid: Grid) -> list[Member]:
         if self.roster is None:

@@ -17,7 +17,7 @@ class FedAdagrad(RecStrategy):
     summary_line = "Adagrad on the mean delta (Reddi et al., ICLR 2021)"
 
     class Options(AdagradOptions, WithAggregator):
-        """Settings of Adagrad."""
+        """Options of Adagrad, and the aggregator."""
 
     def make_server_optimizer(self) -> Adagrad:
         """Returns Adagrad with these options."""

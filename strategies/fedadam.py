@@ -17,7 +17,7 @@ class FedAdam(RecStrategy):
     summary_line = "Adam on the mean delta (Reddi et al., ICLR 2021)"
 
     class Options(AdamOptions, WithAggregator):
-        """Settings of Adam."""
+        """Options of Adam, and the aggregator."""
 
     def make_server_optimizer(self) -> Adam:
         """Returns Adam with these options."""

@@ -19,7 +19,7 @@ class FedAvg(RecStrategy):
     summary_line = "weighted mean of the clients' models (McMahan et al., AISTATS 2017)"
 
     class Options(SGDOptions, WithAggregator):
-        """learning_rate: factor on the mean delta, 1 for plain averaging."""
+        """Options of plain steps, and the aggregator."""
 
     def make_server_optimizer(self) -> SGD:
         """Returns plain steps along the mean delta."""

@@ -18,7 +18,7 @@ class FedAvgM(RecStrategy):
     summary_line = "momentum on the mean delta (Hsu et al., 2019)"
 
     class Options(MomentumOptions, WithAggregator):
-        """Settings of the momentum."""
+        """Options of momentum, and the aggregator."""
 
     def make_server_optimizer(self) -> Momentum:
         """Returns momentum with these options."""

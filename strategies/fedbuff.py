@@ -57,10 +57,12 @@ class FedBuff(RecStrategy):
     depends_on_arrival = True
 
     class Options(WithServerOptimizer):
-        """buffer_size: updates a server step, K. staleness_exponent: alpha, 0 where stale updates count like others."""
+        """Options of the buffer."""
 
-        buffer_size: int = Field(default=10, ge=1)
-        staleness_exponent: float = Field(default=0.5, ge=0, le=10)
+        buffer_size: int = Field(default=10, ge=1, description="K, updates a server step")
+        staleness_exponent: float = Field(
+            default=0.5, ge=0, le=10, description="alpha: an update tau steps old counts 1 / (1 + tau)^alpha"
+        )
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -21,9 +21,11 @@ class FedProx(RecStrategy):
     summary_line = "proximal term in local training (Li et al., MLSys 2020)"
 
     class Options(WithAggregator, WithServerOptimizer):
-        """mu: strength of the pull."""
+        """Options of the pull."""
 
-        mu: float = Field(default=0.01, gt=0)
+        mu: float = Field(
+            default=0.01, gt=0, description="a unit's loss gets mu / 2 times the squared distance from the common model"
+        )
 
     def ask(self) -> dict[str, bool | int | float | str]:
         """Returns mu, under the key that Flower's own FedProx sends."""

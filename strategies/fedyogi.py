@@ -17,7 +17,7 @@ class FedYogi(RecStrategy):
     summary_line = "Yogi on the mean delta (Reddi et al., ICLR 2021)"
 
     class Options(YogiOptions, WithAggregator):
-        """Settings of Yogi."""
+        """Options of Yogi, and the aggregator."""
 
     def make_server_optimizer(self) -> Yogi:
         """Returns Yogi with these options."""

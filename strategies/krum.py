@@ -22,9 +22,9 @@ from strategies.update import Update
 
 
 class KrumOptions(StrategyOptions):
-    """num_malicious: f, how many nodes may lie."""
+    """Options of Krum, as an aggregator."""
 
-    num_malicious: int = Field(default=1, ge=0)
+    num_malicious: int = Field(default=1, ge=0, description="f, how many nodes may lie; 2 f + 3 must take part")
 
 
 class KrumSelection(Aggregator):
@@ -90,7 +90,7 @@ class Krum(RecStrategy):
     summary_line = KrumSelection.summary_line
 
     class Options(KrumOptions, UnitOptions):
-        """Options of Krum."""
+        """Options of Krum, as a strategy."""
 
     def make_aggregator(self) -> KrumSelection:
         """Returns Krum with these options."""

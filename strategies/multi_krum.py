@@ -14,9 +14,9 @@ from strategies.options import UnitOptions
 
 
 class MultiKrumOptions(KrumOptions):
-    """num_selected: m, how many nodes are averaged; 0: n - f."""
+    """Options of Multi-Krum, as an aggregator."""
 
-    num_selected: int = Field(default=0, ge=0)
+    num_selected: int = Field(default=0, ge=0, description="m, how many nodes are averaged; 0: n - f")
 
 
 class MultiKrumSelection(KrumSelection):
@@ -47,7 +47,7 @@ class MultiKrum(RecStrategy):
     summary_line = MultiKrumSelection.summary_line
 
     class Options(MultiKrumOptions, UnitOptions):
-        """Options of Multi-Krum."""
+        """Options of Multi-Krum, as a strategy."""
 
     def make_aggregator(self) -> MultiKrumSelection:
         """Returns Multi-Krum with these options."""

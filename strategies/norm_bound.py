@@ -26,11 +26,15 @@ from strategies.update import Update
 
 
 class BoundOptions(StrategyOptions):
-    """max_norm: C, the largest L2 norm of a node's mean delta, or "median": the median of the norms of the round.
-    rows: a row of a table may be at most C / sqrt(rows) long; 0: rows are not bounded."""
+    """Options of the bounds, as an aggregator."""
 
-    max_norm: Annotated[float, Field(gt=0)] | Literal["median"] = "median"
-    rows: int = Field(default=50, ge=0)
+    max_norm: Annotated[float, Field(gt=0)] | Literal["median"] = Field(
+        default="median",
+        description="C, largest L2 norm of a node's mean delta; \"median\": the median of the round's norms",
+    )
+    rows: int = Field(
+        default=50, ge=0, description="a row of an item table is at most C / sqrt(rows) long; 0: no bound on rows"
+    )
 
 
 class BoundedMean(Aggregator):
@@ -84,7 +88,7 @@ class NormBound(RecStrategy):
     summary_line = BoundedMean.summary_line
 
     class Options(BoundOptions, UnitOptions):
-        """Options of the bounds."""
+        """Options of the bounds, as a strategy."""
 
     def make_aggregator(self) -> BoundedMean:
         """Returns the bounded mean with these options."""

@@ -57,9 +57,9 @@ class ServerOptimizer:
 
 
 class SGDOptions(StrategyOptions):
-    """learning_rate: factor on the delta, 1 for plain averaging."""
+    """Options of plain steps."""
 
-    learning_rate: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1.0, gt=0, description="eta, factor on the step; 1 for plain averaging")
 
 
 class SGD(ServerOptimizer):
@@ -76,9 +76,9 @@ class SGD(ServerOptimizer):
 
 
 class MomentumOptions(SGDOptions):
-    """momentum: decay of the velocity."""
+    """Options of steps with momentum."""
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="beta, decay of the velocity v = beta v + delta")
 
 
 class Momentum(ServerOptimizer):

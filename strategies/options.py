@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Weighting = Literal["examples", "users", "uniform", "rows"]
 Choice = str | dict[str, Any]
 """One of several parts by name, "median", or with options of its own, {"name": "trimmed-mean", "trim": 0.2}."""
+
+UnitWeighting = Annotated[
+    Literal["examples", "users", "uniform"],
+    Field(description="by training examples (n_k), by users, or units alike (uniform)"),
+]
+ServerOptimizerChoice = Annotated[
+    Choice,
+    Field(description='step along the delta: sgd, momentum, adagrad, yogi, adam, or {"name": ..., options}'),
+]
 
 
 class StrategyOptions(BaseModel):
@@ -18,25 +27,33 @@ class StrategyOptions(BaseModel):
 
 
 class MeanOptions(StrategyOptions):
-    """weighting: how nodes weight the deltas of their units; see `strategies.aggregators.WeightedMean`."""
+    """Options of rules that average; `strategies.aggregators.WeightedMean` says more on weights."""
 
-    weighting: Weighting = "examples"
+    weighting: Weighting = Field(
+        default="examples",
+        description="by training examples (n_k), by users, units alike (uniform), or item rows by their users (rows)",
+    )
 
 
 class WithAggregator(MeanOptions):
-    """aggregator: the rule that makes one delta of all; see `strategies.compose`."""
+    """Options of strategies whose aggregator is free."""
 
-    aggregator: Choice = "mean"
+    aggregator: Choice = Field(
+        default="mean",
+        description=(
+            'how deltas become one: mean, median, trimmed-mean, krum, multi-krum, norm-bound, or {"name": ..., options}'
+        ),
+    )
 
 
 class WithServerOptimizer(MeanOptions):
-    """server_optimizer: how the parameters move along the delta; see `strategies.compose`."""
+    """Options of strategies whose server optimiser is free."""
 
-    server_optimizer: Choice = "sgd"
+    server_optimizer: ServerOptimizerChoice = "sgd"
 
 
 class UnitOptions(StrategyOptions):
     """Options of rules that weight units and cannot count rows."""
 
-    weighting: Literal["examples", "users", "uniform"] = "examples"
-    server_optimizer: Choice = "sgd"
+    weighting: UnitWeighting = "examples"
+    server_optimizer: ServerOptimizerChoice = "sgd"

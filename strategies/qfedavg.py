@@ -11,7 +11,6 @@ which is the paper's update, numerator and denominator divided by L. With q = 0 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from fedrec_app.client_part import ClientPart, Units
 from fedrec_app.records import Arrays
 from strategies.accumulator import UpdateSum
 from strategies.base import RecStrategy
-from strategies.options import UnitOptions
+from strategies.options import UnitOptions, UnitWeighting
 from strategies.update import Update
 
 CURVATURE = "q-curvature"
@@ -51,10 +50,12 @@ class QFedAvg(RecStrategy):
     client_part = QFedAvgPart
 
     class Options(UnitOptions):
-        """q: 0 for the weighted mean, larger for more even losses."""
+        """Options of the fairness."""
 
-        q: float = Field(default=1.0, ge=0, le=10)
-        weighting: Literal["examples", "users", "uniform"] = "uniform"
+        q: float = Field(
+            default=1.0, ge=0, le=10, description="power of a unit's loss; 0: weighted mean, larger: more even losses"
+        )
+        weighting: UnitWeighting = "uniform"
 
     def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
         """Returns the sum of weighed deltas over the sum of their curvatures."""

@@ -21,9 +21,11 @@ from strategies.update import Update
 
 
 class TrimOptions(StrategyOptions):
-    """trim: share of the nodes left out at each end of every coordinate."""
+    """Options of the trimmed mean, as an aggregator."""
 
-    trim: float = Field(default=0.1, gt=0, lt=0.5)
+    trim: float = Field(
+        default=0.1, gt=0, lt=0.5, description="beta, share of the nodes left out at each end of every coordinate"
+    )
 
 
 class CoordinateTrimmedMean(Aggregator):
@@ -68,7 +70,7 @@ class TrimmedMean(RecStrategy):
     summary_line = CoordinateTrimmedMean.summary_line
 
     class Options(TrimOptions, UnitOptions):
-        """Options of the trimmed mean."""
+        """Options of the trimmed mean, as a strategy."""
 
     def make_aggregator(self) -> CoordinateTrimmedMean:
         """Returns the trimmed mean with these options."""

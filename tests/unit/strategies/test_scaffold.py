@@ -95,9 +95,9 @@ def test_the_server_sends_its_control_variate_beside_the_parameters() -> None:
     assert sent["control/p"].dtype == np.float32
 
 
-def answer(node: int, weight: float, delta: float, change: float) -> Any:
+def answer(node: int, weight: float, delta: float, change: float, server_round: int = 1) -> Any:
     arrays = {"delta/p": np.full(2, weight * delta, np.float32), "control/p": np.full(2, weight * change, np.float32)}
-    return reply(node, arrays, metrics(weight))
+    return reply(node, arrays, metrics(weight, server_round))
 
 
 def test_a_round_below_the_quorum_leaves_the_control_variate_as_it_was() -> None:
@@ -105,11 +105,29 @@ def test_a_round_below_the_quorum_leaves_the_control_variate_as_it_was() -> None
     asked(strategy, PARAMS)
     strategy.aggregate_train(1, [answer(11, 3, 8.0, -6.0), answer(12, 4, 0.0, 1.0)])
     before = strategy.state()
-    assert_arrays(before, **{"control/p": [-1.75, -1.75]})  # (3 * -6 + 4) / 8
+    used = {"optimizer/memory-rounds": [[1, 1], [2, 1]]}
+    assert_arrays(before, **{"control/p": [-1.75, -1.75]}, **used)  # (3 * -6 + 4) / 8
     asked(strategy, PARAMS)
     arrays, said = strategy.aggregate_train(1, [answer(12, 4, 1.0, 5.0)])
     assert (arrays, dict(said or {})["skipped"]) == (None, 1)
     assert_arrays(strategy.state(), **before)
+
+
+def test_each_node_is_told_which_reply_of_its_own_was_used_last() -> None:
+    def told(strategy: Scaffold, server_round: int) -> list[int]:
+        return [m.content.config_records["config"]["memory-round"] for m in asked(strategy, PARAMS, server_round)]
+
+    strategy = started(min_nodes=2)
+    assert told(strategy, 1) == [0, 0, 0]
+    strategy.aggregate_train(1, [answer(10, 1, 1.0, 1.0), answer(12, 4, 1.0, 1.0)])
+    assert told(strategy, 2) == [1, 0, 1]
+    strategy.aggregate_train(2, [answer(11, 3, 1.0, 1.0, 2)])  # below the quorum: nothing of it was used
+    assert told(strategy, 3) == [1, 0, 1]
+    late = answer(10, 1, 1.0, 1.0, server_round=2)
+    strategy.aggregate_train(3, [late, answer(11, 3, 1.0, 1.0, 3), answer(12, 4, 1.0, 1.0, 3)])
+    resumed = started()
+    resumed.load_state(strategy.state())
+    assert told(strategy, 4) == told(resumed, 4) == [1, 3, 3]
 
 
 def test_a_reply_without_controls_is_dropped() -> None:
