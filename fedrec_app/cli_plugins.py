@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.plugins import Entry, Registry
@@ -31,7 +32,7 @@ class Option:
         type: "number", "one of mean, median", "number > 0 or text", ...
         default: as JSON; "" where it must be given.
         allowed: the range of a number, "> 0, < 1", or "".
-        what: its description, or the line "name: ..." of a schema's docstring, or "".
+        what: its description, or "".
     """
 
     name: str
@@ -52,7 +53,7 @@ def options_of(schema: type[BaseModel]) -> list[Option]:
             what_type, allowed = _type(kinds[0]), _bounds(kinds[0])
         else:
             what_type, allowed = " or ".join(f"{_type(kind)} {_bounds(kind)}".strip() for kind in kinds), ""
-        what = field.get("description") or _said_of(name, schema)
+        what = field.get("description", "")
         options.append(Option(name, what_type, default, allowed, what))
     return options
 
@@ -77,7 +78,9 @@ def add_list(commands: typer.Typer, kinds: str, registry: Callable[[], Registry[
     @commands.command("list", help=f"List the {kinds} that are installed, where each comes from, and its options.")
     def list_installed(
         name: Annotated[str, typer.Argument(help="Show this one in full; all if left out.")] = "",
-        options: Annotated[bool, typer.Option("--options", help="Show the options of all of them in full.")] = False,
+        options: Annotated[
+            bool, typer.Option("--options", help="Show all options in full, those of parts too.")
+        ] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     ) -> None:
         show_list(registry(), name, options, as_json)
@@ -89,7 +92,7 @@ def show_list(registry: Registry[Any], name: str, with_options: bool, as_json: b
     Args:
         registry: which.
         name: the one to show in full; "" for all.
-        with_options: show the options of all.
+        with_options: show the options of all, and what those of a strategy's parts do.
         as_json: print a JSON list, with everything in it.
 
     Raises:
@@ -103,9 +106,13 @@ def show_list(registry: Registry[Any], name: str, with_options: bool, as_json: b
         return
     if not name:
         stdout.print(_overview(described))
-    for entry in described if name or with_options else ():
-        stdout.print(f"[bold]{escape(entry['name'])}[/] ({escape(entry['source'])}): {escape(entry['what'])}")
-        stdout.print(_option_table(entry["options"]) if entry["options"] else "takes no options\n")
+    if name or with_options:
+        for entry in described:
+            _print_entry(entry)
+            if not entry["options"] and not entry["problem"]:
+                _print_line(2, "", "takes no options")
+        asked = {option["name"] for entry in described for option in entry["options"]}
+        _print_parts(registry.kind, asked, with_options)
 
 
 def _described(entry: Entry[Any]) -> dict[str, Any]:
@@ -133,29 +140,62 @@ def _overview(described: list[dict[str, Any]]) -> Table:
     table = Table("name", "source", "what it is, and its options", show_lines=True)
     for entry in described:
         what = f"[red]{escape(entry['what'])}[/]" if entry["problem"] else escape(entry["what"])
-        options = [_short(Option(**option)) for option in entry["options"]]
+        options = [f"  {option['name']}: {_values(option)}" for option in entry["options"]]
         table.add_row(escape(entry["name"]), escape(entry["source"]), "\n".join([what, *map(escape, options)]))
     return table
 
 
-def _short(option: Option) -> str:
-    allowed = f" {option.allowed}" if option.allowed else ""
-    return f"  {option.name}: {option.type}{allowed}" + (f" = {option.default}" if option.default else " (no default)")
+def _print_entry(entry: dict[str, Any], indent: int = 0, in_full: bool = True) -> None:
+    style = "red" if entry["problem"] else ""
+    _print_line(indent, entry["name"], f" ({entry['source']}): {entry['what']}", style)
+    for option in entry["options"]:
+        _print_line(indent + 2, option["name"], f": {_values(option)}")
+        if in_full and option["what"]:
+            _print_line(indent + 6, "", option["what"])
 
 
-def _option_table(options: list[dict[str, str]]) -> Table:
-    table = Table("option", "type", "default", "allowed", "what it does")
-    for option in options:
-        table.add_row(*(escape(text) for text in option.values()))
-    return table
+def _print_line(indent: int, name: str, text: str, style: str = "") -> None:
+    # Not a table: beside other columns there is no room for sentences on 80 characters.
+    first, rest = " " * indent, " " * (indent + 4 if name else indent)
+    filled = textwrap.fill(
+        name + text, stdout.width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip
+    line = Text(filled, style)
+    line.stylize("bold", indent, indent + len(name))
+    stdout.print(line, soft_wrap=True)
 
 
-def _said_of(name: str, schema: type[BaseModel]) -> str:
-    for cls in schema.__mro__:
-        said = re.search(rf"^\s*{name}: (.+?)(?=\n\s*\w+: |\Z)", vars(cls).get("__doc__") or "", re.S | re.M)
-        if said:
-            return " ".join(said.group(1).split())
-    return ""
+def _print_parts(kind: str, options: Collection[str], in_full: bool) -> None:
+    hint = "" if in_full else " (in full with --options)"
+    for option, registry in _parts(kind).items():
+        if option in options:
+            stdout.print()
+            _print_line(0, option, f': a name, or {{"name": ..., options}}{hint}')
+            for entry in registry.listing():
+                _print_entry(_described(entry), 2, in_full)
+
+
+def _values(option: Mapping[str, str]) -> str:
+    """Returns what an option may be: "number >= 0, < 1; default 0.9"."""
+    default = f"default {option['default']}" if option["default"] else "must be given"
+    return f"{option['type']} {option['allowed']}".strip() + f"; {default}"
+
+
+def _parts(kind: str) -> dict[str, Registry[Any]]:
+    """Returns what options of strategies choose from, by the option's name; nothing for other kinds."""
+    if kind != "strategy":
+        return {}
+    from strategies.aggregators import Aggregator
+    from strategies.compose import AGGREGATORS, SERVER_OPTIMIZERS
+    from strategies.optimizers import ServerOptimizer
+
+    rules = Registry("aggregator", AGGREGATORS, "fedrec.aggregators", Aggregator, "fedrec_app.api.Aggregator")
+    steps = Registry(
+        "server optimizer", SERVER_OPTIMIZERS, "fedrec.server_optimizers", ServerOptimizer,
+        "fedrec_app.api.ServerOptimizer",
+    )  # fmt: skip
+    return {"aggregator": rules, "server_optimizer": steps}
 
 
 def _kinds(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -180,4 +220,4 @@ def _type(kind: Mapping[str, Any]) -> str:
 
 
 def _bounds(kind: Mapping[str, Any]) -> str:
-    return ", ".join(f"{sign} {kind[key]:g}" for key, sign in _BOUNDS.items() if key in kind)
+    return ", ".join(f"{sign} {kind[key]:.15g}" for key, sign in _BOUNDS.items() if key in kind)

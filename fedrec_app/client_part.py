@@ -51,11 +51,13 @@ class ClientPart:
         scalars: names of the sums that `weigh` adds to a reply; none of them is ever negative.
         has_controls: "control/<name>" arrays travel beside the parameters and beside the deltas, shaped like these.
         weighed_by_outcome: `weigh` looks at losses and norms.
+        sgd_only: its rule is derived for local SGD; other local optimisers are refused.
     """
 
     scalars: ClassVar[tuple[str, ...]] = ()
     has_controls: ClassVar[bool] = False
     weighed_by_outcome: ClassVar[bool] = False
+    sgd_only: ClassVar[bool] = False
 
     def __init__(self, options: Any, received: Arrays, memory: Arrays) -> None:
         self.options, self.received, self.memory = options, received, memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedrec_app import __version__, node_data
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.config import RunConfig, parse_options
+from fedrec_app.config import RunConfig, TrainConfig, parse_options
 from fedrec_app.errors import FedrecError
 from fedrec_app.models.base import Recommender, initialise, model_hash
 from fedrec_app.models.registry import model_class
@@ -26,6 +27,8 @@ from fedrec_app.paths import default_output_dir
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
 from fedrec_app.schedules import Schedule
+from fedrec_app.training.node import POOLED_BATCH
+from strategies.base import RecStrategy
 from strategies.evaluation import FederatedEvaluation
 from strategies.registry import make_strategy
 from strategies.rollcall import MembersOnly, Roster
@@ -141,8 +144,11 @@ class _Run:
         judge = self._judge(evaluation, roster)
         recorder = _Recorder(self.folder, config.num_server_rounds, config.evaluate.metric, watchers)
         initial = to_record({n: self.model.get_parameter(n).detach().numpy() for n in self.model.shared_names()})
+        # Ours know the roster; stock ones draw nodes from the grid.
+        ours = isinstance(strategy, RecStrategy)
+        grid = self.grid if ours else MembersOnly(self.grid, roster, config.strategy.join_timeout)
         progress = run_rounds(
-            strategy, MembersOnly(self.grid, roster, config.strategy.join_timeout), initial,
+            strategy, grid, initial,
             num_rounds=config.num_server_rounds, timeout=config.strategy.round_timeout,
             train_config=ConfigRecord({Ask.LINEAGE: lineage}),
             evaluate_config=ConfigRecord({Ask.LINEAGE: lineage, Ask.PART: "validation"}),
@@ -253,10 +259,17 @@ def strategy_of(config: RunConfig, row_names: Iterable[str] = (), roster: Roster
         seed=c.seed, fraction_train=c.strategy.fraction_train, min_nodes=c.strategy.min_nodes,
         row_names=tuple(row_names), unit="node" if train.unit == "node" else "user", num_rounds=c.num_server_rounds,
         schedule=Schedule.parse(c.strategy.schedule, "strategy.schedule"), local_optimizer=train.optimizer,
-        one_step=(train.unit, train.local_epochs, train.batch_size) == ("user", 1, 0),
+        one_step=_takes_one_step(train, roster),
         user_fraction=float(train.user_fraction),
     )  # fmt: skip
     return make_strategy(c.strategy.name, parse_options(c.strategy.options, "strategy.options"), settings, roster)
+
+
+def _takes_one_step(train: TrainConfig, roster: Roster | None) -> bool:
+    """Returns whether it is certain that every unit takes one local step."""
+    size = float(train.batch_size) or (math.inf if train.unit == "user" else POOLED_BATCH)
+    most = [member.num_examples for member in roster.partitions()] if roster is not None else []
+    return train.local_epochs == 1 and max(most, default=math.inf) <= size
 
 
 def split_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,6 +11,7 @@ Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric Predicate
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numba import njit
@@ -86,6 +87,14 @@ class UpdateSum:
         self._num_rows = {name: param.shape[:1] for name, param in params.items()}
         self._controls: dict[str, ExactSum] = {}
         self._scalars: dict[str, list[float]] = {}
+
+    @classmethod
+    def of(cls, updates: Iterable[Update], params: Arrays) -> UpdateSum:
+        """Returns the sum of updates, consumed one by one: only the running sums are kept."""
+        total = cls(params)
+        for update in updates:
+            total.add(update)
+        return total
 
     def add(self, update: Update) -> None:
         """Adds an update; of a parameter that came as rows only these are touched."""

@@ -51,7 +51,14 @@ class Aggregator:
         raise NotImplementedError
 
     def problem(self, num_nodes: int) -> str:
-        """Returns why the rule makes no sense for this many nodes a round, or ""."""
+        """Returns why the rule makes no sense for this many nodes a round, or "": asked before a run starts."""
+        return self.too_few(num_nodes)
+
+    def too_few(self, num_nodes: int) -> str:
+        """Returns why what the rule promises does not hold for so few nodes, or "".
+
+        Asked in each round for those that answered and trained somebody; such a round is skipped.
+        """
         return ""
 
 
@@ -82,9 +89,7 @@ class WeightedMean(Aggregator):
             params: the current parameters, for names and shapes.
             tables: not looked at.
         """
-        total = UpdateSum(params)
-        for update in updates:
-            total.add(update)
+        total = UpdateSum.of(updates, params)
         result: Arrays = {}
         for name, param in params.items():
             count = total.count(name)

@@ -87,7 +87,7 @@ class RecStrategy(Strategy):
         self.roster = roster
         self.aggregator = self.make_aggregator()
         self.server_optimizer = self.make_server_optimizer()
-        if self.needs == "sums" and type(self).aggregate is RecStrategy.aggregate:
+        if self.needs == "sums":
             self.needs = self.aggregator.needs
         if self.weighted is None:
             self.weighted = self.aggregator.weighted
@@ -114,8 +114,8 @@ class RecStrategy(Strategy):
         """
         if self._remembers() and self.settings.unit != "node":
             return 'a user has no memory of earlier rounds: set train.unit="node"'
-        if type(self).aggregate is not RecStrategy.aggregate:
-            return ""
+        if self.client_part is not None and self.client_part.sgd_only and self.settings.local_optimizer != "sgd":
+            return f'it is derived for local SGD, not for {self.settings.local_optimizer!r}: set train.optimizer="sgd"'
         if self.weighting == "rows" and not self.aggregator.counts_rows:
             return f"weighting 'rows' counts who trained a row, which aggregator {self.aggregator.name!r} does not use"
         return "" if num_nodes is None else self.aggregator.problem(num_nodes)
@@ -190,19 +190,26 @@ class RecStrategy(Strategy):
         """Returns the next parameters, or None when the quorum was missed, and the metrics of the round."""
         intake = Intake(self._expected(server_round))
         before = copy.deepcopy(self.state())
-        delta = self._delta(intake, replies)
+        try:
+            delta = self._delta(intake, replies)
+        except Exception:
+            self.load_state(before)
+            raise
         metrics = MetricRecord({f"dropped/{reason}": count for reason, count in sorted(intake.dropped.items())})
         for detail in intake.details:
             log(WARNING, "round %s: dropped a reply, %s", server_round, detail)
-        if delta is None or len(intake.partitions) < self.settings.min_nodes:
-            why = f"{len(intake.partitions)} valid updates, at least {self.settings.min_nodes} are needed"
-            return self._skipped(server_round, why, metrics, None if delta is None else before)
+        if delta is None or self._too_few(intake):
+            return self._skipped(server_round, self._too_few(intake), metrics, before)
         for key in (Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS):
             metrics[key] = math.fsum(intake.scalars[key])
         metrics[Said.LOSS] /= max(float(metrics[Said.NUM_EXAMPLES]), 1.0)  # type: ignore[arg-type]
         metrics["num-updates"] = len(intake.partitions)
-        with np.errstate(over="ignore"):
-            params = self.server_step(self._params, delta, server_round)
+        try:
+            with np.errstate(over="ignore"):
+                params = self.server_step(self._params, delta, server_round)
+        except Exception:
+            self.load_state(before)
+            raise
         if not all(np.isfinite(array).all() for array in params.values()):
             return self._skipped(server_round, "the step leaves the range of the parameters", metrics, before)
         if self._remembers():
@@ -292,8 +299,7 @@ class RecStrategy(Strategy):
         updates = self._take(intake.updates(replies))
         if self.needs == "individual":
             ordered = sorted(updates, key=lambda update: update.partition_id)
-            enough = len(ordered) >= max(self.settings.min_nodes, 1)
-            return self.aggregate(iter(ordered), self._params) if enough else None
+            return None if self._too_few(intake) else self.aggregate(iter(ordered), self._params)
         first = list(itertools.islice(updates, 1))
         if not first:
             return None
@@ -302,12 +308,17 @@ class RecStrategy(Strategy):
             pass  # replies that the rule did not look at count as well
         return delta
 
-    def _skipped(
-        self, server_round: int, why: str, metrics: MetricRecord, state: Arrays | None
-    ) -> tuple[None, MetricRecord]:
+    def _too_few(self, intake: Intake) -> str:
+        """Returns why these replies are not enough for a step, or ""."""
+        least = max(self.settings.min_nodes, 1)
+        if len(intake.partitions) < least:
+            return f"{len(intake.partitions)} valid updates, at least {least} are needed"
+        counting = sum(weight > 0 for weight in intake.scalars[Said.WEIGHT])
+        return self.aggregator.too_few(counting) if self.needs == "individual" else ""
+
+    def _skipped(self, server_round: int, why: str, metrics: MetricRecord, state: Arrays) -> tuple[None, MetricRecord]:
         log(WARNING, "round %s skipped: %s", server_round, why)
-        if state is not None:
-            self.load_state(state)
+        self.load_state(state)
         metrics["skipped"] = 1
         return None, metrics
 

@@ -20,14 +20,15 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from fedrec_app.records import Arrays
 from fedrec_app.seeding import rng
 from strategies.base import RecStrategy
 from strategies.options import WithServerOptimizer
 from strategies.outstanding import Outstanding
-from strategies.rollcall import Member, sample
+from strategies.rollcall import Member, Roster, sample
+from strategies.settings import Settings
 from strategies.update import Expected, Intake, Update
 
 
@@ -64,12 +65,16 @@ class FedBuff(RecStrategy):
             default=0.5, ge=0, le=10, description="alpha: an update tau steps old counts 1 / (1 + tau)^alpha"
         )
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self, options: BaseModel | dict[str, Any] | None = None, settings: Settings = Settings(),
+        roster: Roster | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(options, settings, roster)
         self._outstanding: Outstanding | None = None
         self._rounds: dict[int, int] = {}  # node id -> the step that asked it, of nodes at work
         self._round = 0
         self._staleness: list[int] = []
+        self._skipped_rounds: list[int] = []
 
     def problem(self, num_nodes: int | None) -> str:
         """Returns that the buffer never fills, or that a full one is not enough."""
@@ -88,7 +93,7 @@ class FedBuff(RecStrategy):
     ) -> Iterable[Message]:
         """Returns one message for each idle node that is drawn."""
         if server_round == 1:
-            self._outstanding = None  # another run's
+            self._outstanding, self._skipped_rounds = None, []  # another run's
         messages = super().configure_train(server_round, arrays, config, grid)
         self._rounds.update({member.node_id: server_round for member in self._asked})
         self._asked = [member for member in self.members if member.node_id in self._rounds]
@@ -107,6 +112,8 @@ class FedBuff(RecStrategy):
         """Returns what every strategy returns; metrics also tell the mean staleness, and how many are still at work."""
         self._round, self._staleness = server_round, []
         arrays, metrics = super().aggregate_train(server_round, replies)
+        if arrays is None:
+            self._skipped_rounds.append(server_round)
         if metrics is not None and self._staleness:
             metrics["staleness"] = sum(self._staleness) / len(self._staleness)
         if metrics is not None and self._outstanding is not None:
@@ -129,7 +136,8 @@ class FedBuff(RecStrategy):
 
     def _take(self, updates: Iterator[Update]) -> Iterator[Update]:
         for update in itertools.islice(updates, self.options.buffer_size):
-            staleness = self._round - 1 - update.base_round
+            idle = sum(at > update.base_round for at in self._skipped_rounds)  # rounds without a server step
+            staleness = self._round - 1 - update.base_round - idle
             self._staleness.append(staleness)
             yield update.scaled((1 + staleness) ** -self.options.staleness_exponent) if staleness else update
 

@@ -28,6 +28,7 @@ class FedNovaPart(ClientPart):
     """Divides each unit's delta by its steps, and adds up weighted steps beside it."""
 
     scalars = (STEPS,)
+    sgd_only = True
 
     def weigh(self, units: Units) -> tuple[NDArray, dict[str, NDArray]]:
         """Returns w / tau, and w * tau."""
@@ -45,16 +46,8 @@ class FedNova(RecStrategy):
 
     def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
         """Returns the mean number of steps times the mean delta a step; zeros where no weight came."""
-        total = UpdateSum(params)
-        for update in updates:
-            total.add(update)
+        total = UpdateSum.of(updates, params)
         if total.weight <= 0:
             return {name: np.zeros(param.shape) for name, param in params.items()}
         steps = total.scalar(STEPS) / total.weight
         return {name: total.delta(name) * (steps / total.weight) for name in params}
-
-    def problem(self, num_nodes: int | None) -> str:
-        """Returns that the rule is for plain SGD."""
-        if self.settings.local_optimizer != "sgd":
-            return f"it normalises steps of SGD, not of {self.settings.local_optimizer!r} (train.optimizer)"
-        return super().problem(num_nodes)

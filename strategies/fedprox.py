@@ -34,5 +34,5 @@ class FedProx(RecStrategy):
     def problem(self, num_nodes: int | None) -> str:
         """Returns that one local step is too few: at its start the proximal term is zero."""
         if self.settings.one_step:
-            return "every user takes one local step, at whose start the proximal term is zero: set train.local-epochs=2"
+            return "every unit takes one local step, at whose start the proximal term is zero: set train.local-epochs=2"
         return super().problem(num_nodes)

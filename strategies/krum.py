@@ -50,7 +50,7 @@ class KrumSelection(Aggregator):
         """Returns how many of so many nodes are averaged."""
         return 1
 
-    def problem(self, num_nodes: int) -> str:
+    def too_few(self, num_nodes: int) -> str:
         """Returns that there are too few nodes for what the paper proves: n > 2 f + 2."""
         f = self.options.num_malicious
         if num_nodes > 2 * f + 2:

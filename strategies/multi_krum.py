@@ -27,8 +27,9 @@ class MultiKrumSelection(KrumSelection):
     Options = MultiKrumOptions
 
     def num_chosen(self, num_nodes: int) -> int:
-        """Returns m, or n - f without it."""
-        return min(self.options.num_selected or max(num_nodes - self.options.num_malicious, 1), num_nodes)
+        """Returns m, or n - f without it or where that is less: nodes that do not answer let no more liars in."""
+        most = min(max(num_nodes - self.options.num_malicious, 1), num_nodes)
+        return min(self.options.num_selected or most, most)
 
     def problem(self, num_nodes: int) -> str:
         """Returns that there are too few nodes, or that some who lie would be averaged in any case."""

@@ -31,6 +31,7 @@ class QFedAvgPart(ClientPart):
 
     scalars = (CURVATURE,)
     weighed_by_outcome = True
+    sgd_only = True
 
     def weigh(self, units: Units) -> tuple[NDArray, dict[str, NDArray]]:
         """Returns w F^q, and w (F^q + q L F^(q-1) |d|^2)."""
@@ -53,22 +54,14 @@ class QFedAvg(RecStrategy):
         """Options of the fairness."""
 
         q: float = Field(
-            default=1.0, ge=0, le=10, description="power of a unit's loss; 0: weighted mean, larger: more even losses"
+            default=1.0, ge=0, le=5, description="power of a unit's loss; 0: weighted mean, larger: more even losses"
         )
         weighting: UnitWeighting = "uniform"
 
     def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
         """Returns the sum of weighed deltas over the sum of their curvatures."""
-        total = UpdateSum(params)
-        for update in updates:
-            total.add(update)
+        total = UpdateSum.of(updates, params)
         curvature = total.scalar(CURVATURE)
         if curvature <= 0:
             return {name: np.zeros(param.shape) for name, param in params.items()}
         return {name: total.delta(name) / curvature for name in params}
-
-    def problem(self, num_nodes: int | None) -> str:
-        """Returns that the rule is for plain SGD."""
-        if self.settings.local_optimizer != "sgd":
-            return f"its step size is that of local SGD, not of {self.settings.local_optimizer!r} (train.optimizer)"
-        return super().problem(num_nodes)

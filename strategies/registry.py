@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.plugins import Registry
+from fedrec_app.schedules import Schedule
 from strategies.base import RecStrategy
 from strategies.rollcall import Roster
 from strategies.settings import Settings
@@ -63,6 +64,8 @@ def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster
         if problem := strategy.problem(strategy.nodes_a_round()):
             raise ConfigError(f"strategy {name!r} makes no sense here: {problem}")
         return strategy
+    if settings.schedule != Schedule():
+        raise ConfigError(f"strategy {name!r} is not of this package and knows no strategy.schedule: leave it constant")
     known = _parameters(found)
     if wrong := [key for key in options if key.replace("-", "_") not in known]:
         raise ConfigError(unknown(f"option of strategy {name!r}", wrong[0], known))

@@ -37,6 +37,7 @@ class ScaffoldPart(ClientPart):
     """The node's control variate: `memory` holds c_i, `received` c."""
 
     has_controls = True
+    sgd_only = True
 
     def gradient(self, name: str, grad: Tensor, param: Tensor, start: Tensor) -> Tensor:
         """Returns g - c_i + c."""
@@ -77,9 +78,7 @@ class Scaffold(RecStrategy):
 
     def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
         """Returns the weighted mean delta, and moves c; zeros where no weight came."""
-        total = UpdateSum(params)
-        for update in updates:
-            total.add(update)
+        total = UpdateSum.of(updates, params)
         if total.weight <= 0:
             return {name: np.zeros(param.shape) for name, param in params.items()}
         everybody = max(math.fsum(self.expected_weight(member) for member in self.members), total.weight)
@@ -88,13 +87,9 @@ class Scaffold(RecStrategy):
         return {name: total.delta(name) / total.weight for name in params}
 
     def problem(self, num_nodes: int | None) -> str:
-        """Returns that the rule is for plain SGD on all of a node's users."""
+        """Returns that the rule is for all users of a node."""
         if self.settings.user_fraction < 1:
             return "c is the mean of the c_i only while a node's weight stays what it was: set train.user-fraction=1"
-        if self.settings.local_optimizer != "sgd":
-            return (
-                f"its control variates are gradients of SGD, not of {self.settings.local_optimizer!r} (train.optimizer)"
-            )
         return super().problem(num_nodes)
 
     def state(self) -> Arrays:

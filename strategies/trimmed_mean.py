@@ -52,15 +52,17 @@ class CoordinateTrimmedMean(Aggregator):
 
     def problem(self, num_nodes: int) -> str:
         """Returns that nothing would be trimmed."""
-        if num_nodes < 3:
-            return f"of {num_nodes} nodes nobody is left when both ends are trimmed: at least 3 are needed"
-        if self._cut(num_nodes):
-            return ""
+        if (found := self.too_few(num_nodes)) or self._cut(num_nodes):
+            return found
         least = math.ceil(1000 / num_nodes) / 1000
         return f"trim {self.options.trim} of {num_nodes} nodes leaves nobody out: at least {least} does"
 
+    def too_few(self, num_nodes: int) -> str:
+        """Returns that nobody would be left."""
+        return f"trimming both ends of {num_nodes} nodes leaves nobody: at least 3 are needed" if num_nodes < 3 else ""
+
     def _cut(self, num_nodes: int) -> int:
-        return int(self.options.trim * num_nodes + 1e-9)
+        return min(int(self.options.trim * num_nodes + 1e-9), (num_nodes - 1) // 2)
 
 
 class TrimmedMean(RecStrategy):

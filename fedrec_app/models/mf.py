@@ -51,14 +51,21 @@ class MatrixFactorization(Recommender):
     }
 
     class Options(ModelOptions):
-        """loss; init_std of embeddings; recency, the exponent of serving weights (0 where the data has no time);
-        unobserved_weight and regularization of the "all-items" loss."""
+        """Options of matrix factorisation."""
 
-        loss: Literal["all-items", "bce"] = "all-items"
-        init_std: float = Field(default=0.02, gt=0)
-        recency: float = Field(default=1.0, ge=0)
-        unobserved_weight: float = Field(default=0.1, gt=0)
-        regularization: float = Field(default=0.02, ge=0)
+        loss: Literal["all-items", "bce"] = Field(
+            default="all-items", description="all-items: squared, every item (iALS); bce: logistic, sampled negatives"
+        )
+        init_std: float = Field(default=0.02, gt=0, description="standard deviation of new embeddings")
+        recency: float = Field(
+            default=1.0, ge=0, description="r: serving weighs items by (1 + steps back)^-r; 0 in data without time"
+        )
+        unobserved_weight: float = Field(
+            default=0.1, gt=0, description="alpha_0, weight of every item in the all-items loss; observed ones: 1 more"
+        )
+        regularization: float = Field(
+            default=0.02, ge=0, description="lambda, L2 penalty on embeddings in the all-items loss"
+        )
 
     def __init__(self, embedding_dim: int, options: Options) -> None:
         super().__init__(embedding_dim, options)

@@ -51,12 +51,15 @@ class NeuMF(Recommender):
     }
 
     class Options(ModelOptions):
-        """layers: widths of the perceptron after its 2 d inputs; init_std of embeddings; recency, see
-        `Recommender.recency`."""
+        """Options of neural collaborative filtering."""
 
-        layers: tuple[int, ...] = (32, 16, 8)
-        init_std: float = Field(default=0.1, gt=0)
-        recency: float = Field(default=1.0, ge=0)
+        layers: tuple[int, ...] = Field(
+            default=(32, 16, 8), description="widths of the perceptron's layers after its 2 d inputs"
+        )
+        init_std: float = Field(default=0.1, gt=0, description="standard deviation of new embeddings")
+        recency: float = Field(
+            default=1.0, ge=0, description="r: serving weighs items by (1 + steps back)^-r; 0 in data without time"
+        )
 
         @field_validator("layers")
         @classmethod

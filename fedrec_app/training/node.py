@@ -19,6 +19,9 @@ from fedrec_app.training.plan import Arrays, FitPlan, FitSums
 from fedrec_app.training.private_rows import fit_private, moves_private, put, step_rows, take
 from fedrec_app.training.users import load_shared, participants
 
+POOLED_BATCH = 1024
+"""Positives in a mini-batch where the settings say 0."""
+
 
 def fit_node(
     model: Recommender, cohort: Cohort, shared: Arrays, rows: Arrays, plan: FitPlan, partition_id: int
@@ -30,7 +33,7 @@ def fit_node(
         cohort: the users of this node.
         shared: parameters received, float32, by name; not changed.
         rows: private rows and optimiser states of the cohort; changed in place.
-        plan: what to do; a mini-batch holds `batch_size` positives of any users (0: 1024).
+        plan: what to do; a mini-batch holds `batch_size` positives of any users (0: `POOLED_BATCH`).
         partition_id: of the node, for the order of mini-batches.
     """
     if plan.clip_norm:
@@ -144,7 +147,7 @@ def _mini_batches(
     taking_part = np.zeros(len(cohort), dtype=bool)
     taking_part[users] = True
     order = generator.permutation(np.flatnonzero(taking_part[owners]))
-    size = plan.batch_size or 1024
+    size = plan.batch_size or POOLED_BATCH
     for at in range(0, len(order), size):
         chosen = order[at : at + size]
         members, user = np.unique(owners[chosen], return_inverse=True)

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from fedrec_app import node_data
+from fedrec_app import node_data, server_app
 from fedrec_app.client import ARRAYS_IN, RecommenderClient
 from fedrec_app.client import Node as Place
 from fedrec_app.client_part import ClientPart
@@ -405,6 +405,38 @@ def test_one_local_step_is_too_few_for_fedprox_whatever_takes_it(tmp_path: Path,
     settings = {**USERS, "strategy.name": "fedprox", "train.local-epochs": 1, "train.batch-size": 0}
     with pytest.raises(ConfigError, match=r"one local step"):
         simulate({**settings, "train.optimizer": optimizer, "output-dir": str(tmp_path)}, NODES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"train.unit": "node", "train.batch-size": 0}, True),  # about 72 positives a node, one mini-batch
+        ({"train.unit": "node", "train.batch-size": 20}, False),
+        ({"train.unit": "user", "train.batch-size": 1000}, True),
+        ({"train.unit": "user", "train.batch-size": 5}, False),
+    ],
+)
+def test_a_mini_batch_that_holds_everything_is_one_step_too(
+    tmp_path: Path, settings: dict[str, Any], refused: bool
+) -> None:
+    flat = {**FEW, **settings, "num-server-rounds": 1, "strategy.name": "fedprox", "train.local-epochs": 1}
+    if refused:
+        with pytest.raises(ConfigError, match=r"one local step"):
+            simulate({**flat, "output-dir": str(tmp_path)}, NODES)
+    else:
+        assert run(tmp_path, flat).summary["status"] == "completed"
+
+
+def test_our_strategies_know_the_roster_and_stock_ones_see_members_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("a grid of members only")
+
+    monkeypatch.setattr(server_app, "MembersOnly", refuse)
+    assert run(tmp_path, USERS).summary["status"] == "completed"
+    with pytest.raises(AssertionError, match="a grid of members only"):
+        run(tmp_path, {**USERS, "strategy.name": "flwr.serverapp.strategy:FedAvg"})
 
 
 def test_scaffold_is_refused_for_some_of_the_users(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ SMALL = '{"num_users": 61, "num_items": 90, "mean_interactions": 20, "min_intera
 
 
 def run(output_dir: Path, num_nodes: int, **settings: Any) -> tuple[Arrays, dict[str, Any]]:
-    flat = {"output-dir": str(output_dir), "num-server-rounds": 4, "data.options": SMALL, **settings}
+    flat = {"output-dir": str(output_dir), "num-server-rounds": 2, "data.options": SMALL, **settings}
     result = simulate(flat, num_nodes)
     arrays, _, _ = result.folder.read_model()
     return arrays, result.summary

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.schema import Dataset
@@ -21,20 +22,15 @@ _IDS = ("user_id", "item_id")
 
 
 class CsvOptions(SourceOptions):
-    """Options of `csv`.
+    """Options of `csv`; every node of a deployment needs the same catalog."""
 
-    Attributes:
-        separator: between fields; "" means a tab in .tsv files and a comma in others.
-        catalog: file of all items (JSON lines, Parquet or CSV with a column item_id); rows of other items are set
-            aside. Every node of a deployment needs the same one. Relative paths start at the data file's folder.
-        users: CSV or Parquet file with a column user_id and attributes.
-        friends: CSV or Parquet file with the columns user_id and friend_id.
-    """
-
-    separator: str = ""
-    catalog: str = ""
-    users: str = ""
-    friends: str = ""
+    separator: str = Field(default="", description='between fields; "": a tab in .tsv files, a comma in others')
+    catalog: str = Field(
+        default="",
+        description="JSON lines, Parquet or CSV of all items, from the data's folder; others are set aside",
+    )
+    users: str = Field(default="", description="CSV or Parquet with user_id and attributes, from the data's folder")
+    friends: str = Field(default="", description="CSV or Parquet with user_id and friend_id, from the data's folder")
 
 
 class CsvFile(DataSource[CsvOptions]):

@@ -55,35 +55,28 @@ _SAME_TOPIC_FRIENDS = 0.7
 
 
 class SyntheticOptions(SourceOptions):
-    """Options of `synthetic`; the defaults have the size of MovieLens-100K.
+    """Options of `synthetic`; the defaults have the size of MovieLens-100K."""
 
-    Attributes:
-        num_users: how many users.
-        num_items: how many items.
-        mean_interactions: of a user, on average (users are log-normal around it).
-        min_interactions: every user has at least so many, or every item.
-        num_topics: how many topics tastes are mixed from.
-        popularity_exponent: of the Zipf law; 0 makes all items of a topic alike.
-        drift: share of a user's late choices that follow a new taste, 0 to 1.
-        session_length: mean number of choices in a row from one topic.
-        friends_per_user: links that a user makes, mostly to users of like taste; 0 for none.
-        labels: give impressions with a click label and context (hour, device) instead of interactions.
-        negatives: impressions without a click for each one with, under `labels`.
-        data_seed: fixes the data while the run's seed varies; without it the run's seed is used.
-    """
-
-    num_users: int = Field(943, ge=1, le=10_000_000)
-    num_items: int = Field(1682, ge=1, le=10_000_000)
-    mean_interactions: float = Field(106.0, ge=1)
-    min_interactions: int = Field(20, ge=1)
-    num_topics: int = Field(20, ge=1, le=256)
-    popularity_exponent: float = Field(1.25, ge=0, le=3)
-    drift: float = Field(0.5, ge=0, le=1)
-    session_length: float = Field(4.0, ge=1)
-    friends_per_user: int = Field(4, ge=0, le=100)
-    labels: bool = False
-    negatives: int = Field(3, ge=1, le=20)
-    data_seed: int | None = None
+    num_users: int = Field(943, ge=1, le=10_000_000, description="how many users")
+    num_items: int = Field(1682, ge=1, le=10_000_000, description="how many items")
+    mean_interactions: float = Field(106.0, ge=1, description="mean of a user; users are log-normal around it")
+    min_interactions: int = Field(20, ge=1, description="least of a user; all items where there are fewer")
+    num_topics: int = Field(20, ge=1, le=256, description="how many topics tastes are mixed from")
+    popularity_exponent: float = Field(
+        1.25, ge=0, le=3, description="of the Zipf law of items; 0: all items of a topic alike"
+    )
+    drift: float = Field(0.5, ge=0, le=1, description="share of a user's late choices that follow a new taste")
+    session_length: float = Field(4.0, ge=1, description="mean number of choices in a row from one topic")
+    friends_per_user: int = Field(
+        4, ge=0, le=100, description="links that a user makes, mostly to users of like taste; 0: none"
+    )
+    labels: bool = Field(
+        default=False, description="impressions with a click label and context (hour, device) instead of interactions"
+    )
+    negatives: int = Field(3, ge=1, le=20, description="impressions without a click for each one with, under labels")
+    data_seed: int | None = Field(
+        default=None, description="fixes the data while the run's seed varies; null: the run's seed"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SyntheticOptions:

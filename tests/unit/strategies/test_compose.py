@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedrec_app.records import Arrays
 from fedrec_app.schedules import Schedule
 from strategies.base import RecStrategy
 from strategies.compose import AGGREGATORS, SERVER_OPTIMIZERS, make_aggregator, make_server_optimizer
+from strategies.fedavg import FedAvg
 from strategies.registry import BUILT_IN, make_strategy, strategy_class
 from strategies.settings import Settings
 from strategies.update import Update
@@ -191,10 +192,10 @@ NODE = Settings(unit="node")
         ("trimmed-mean", {"trim": 0.1}, NODE, r"trim 0.1 of 3 nodes leaves nobody out: at least 0.334"),
         ("trimmed-mean", {"trim": 0.4}, replace(NODE, fraction_train=0.7), r"at least 3 are needed"),
         ("scaffold", {}, Settings(), r'train.unit="node"'),
-        ("scaffold", {}, replace(NODE, local_optimizer="adam"), r"gradients of SGD, not of 'adam'"),
+        ("scaffold", {}, replace(NODE, local_optimizer="adam"), r"local SGD, not for 'adam': set train.optimizer"),
         ("scaffold", {}, replace(NODE, user_fraction=0.5), r"weight stays.*train.user-fraction=1"),
-        ("fednova", {}, Settings(local_optimizer="adam"), r"steps of SGD, not of 'adam'"),
-        ("qfedavg", {}, Settings(local_optimizer="adamw"), r"local SGD, not of 'adamw'"),
+        ("fednova", {}, Settings(local_optimizer="adam"), r"local SGD, not for 'adam'"),
+        ("qfedavg", {}, Settings(local_optimizer="adamw"), r"local SGD, not for 'adamw'"),
         ("fedprox", {}, Settings(one_step=True), r"one local step.*train.local-epochs=2"),
         ("fedprox", {"weighting": "rows", "aggregator": "krum"}, Settings(), r"weighting 'rows'"),
     ],
@@ -204,6 +205,21 @@ def test_what_makes_no_sense_together_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"strategy '{name}' makes no sense here: .*{message}"):
         make_strategy(name, options, settings, roster())
+
+
+class Halved(FedAvg):
+    name = "halved"
+
+    def aggregate(self, updates: Iterable[Update], params: Arrays) -> Arrays:
+        return {name: delta / 2 for name, delta in super().aggregate(updates, params).items()}
+
+
+def test_what_wraps_a_rule_is_refused_what_the_rule_is_refused() -> None:
+    krum = {"aggregator": {"name": "krum", "num_malicious": 2}}
+    strategy = Halved(krum, NODE, roster())
+    assert strategy.needs == "individual"
+    assert strategy.problem(3) == "3 nodes are too few for num_malicious 2: at least 7 are needed"
+    assert "weighting 'rows'" in Halved({**krum, "weighting": "rows"}, NODE, roster()).problem(7)
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova", "qfedavg", *sorted(RULES)])

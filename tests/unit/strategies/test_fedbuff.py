@@ -215,7 +215,26 @@ def test_after_the_timeout_a_step_below_the_quorum_is_skipped_and_nodes_stay_at_
     assert run.grid.asked() == {10: [1], 11: [2], 12: [1]}
     run.grid.say(10, update(4.0))
     run.grid.say(12, update(4.0))
-    assert run.take() == pytest.approx(4 / 2**0.5, rel=1e-6)
+    assert run.take() == 4.0  # no server step was taken since they began, so they are not stale
+
+
+def test_a_round_that_was_skipped_is_no_server_step_and_makes_nobody_stale() -> None:
+    run = Steps(min_nodes=2)
+    run.send()
+    assert run.take() == 0.0  # round 1: nobody answers in time
+    run.send()
+    run.grid.say(11, update(1.0))
+    run.grid.say(12, update(1.0))
+    assert run.take() == 1.0  # round 2: the first step
+    run.send()
+    run.grid.say(10, update(6.0))  # asked in round 1, one step ago
+    run.grid.say(11, update(2.0, server_round=3))
+    assert run.take() == pytest.approx(1 + (6 / 2**0.5 + 2) / 2, rel=1e-6)
+    assert run.metrics["staleness"] == 0.5
+
+
+def test_it_takes_its_options_by_name_like_every_strategy() -> None:
+    assert FedBuff(options={"buffer_size": 3}).options.buffer_size == 3
 
 
 def test_bad_replies_do_not_fill_the_buffer_and_their_nodes_are_idle_again() -> None:

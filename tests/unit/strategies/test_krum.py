@@ -12,13 +12,18 @@ squared distances   A    B    C    D    E     score: the two smallest
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from strategies.fedavg import FedAvg
 from strategies.krum import Krum, KrumSelection, krum_scores
 from strategies.multi_krum import MultiKrum, MultiKrumSelection
+from strategies.settings import Settings
 from strategies.update import Update
-from tests.unit.strategies.given import after_round, arrays_of, assert_arrays, by_rows, update
+from tests.unit.strategies.given import after_round, arrays_of, asked, assert_arrays, by_rows, update
+from tests.unit.strategies.replies import PARAMS, delta_reply, roster
 
 POINTS = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 2.0), (10.0, 10.0)]
 DISTANCES = np.array(
@@ -68,6 +73,36 @@ def test_multi_krum_averages_as_many_as_asked_for() -> None:
     """A and, of B and C, the lower partition: (1/2, 0)."""
     found = after_round(MultiKrum({"num_selected": 2}), arrays_of(t=[[0.0]], s=0.0), plane())
     assert_arrays(found, t=[[0.5]], s=0.0)
+
+
+def test_nodes_that_do_not_answer_let_no_more_liars_into_multi_krum() -> None:
+    """m = 4 of 5 nodes; D does not answer: of four at most n - f = 3 are averaged, A, B and C, and never E."""
+    given = [update for update in plane() if update.partition_id != 3]
+    found = after_round(MultiKrum({"num_selected": 4}), arrays_of(t=[[0.0]], s=0.0), given)
+    assert_arrays(found, t=[[1 / 3]], s=1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "weights", "moves"),
+    [
+        ({"name": "krum"}, [1, 1, 1, 9, 9], [1, 1, 1, 1, 1], True),
+        ({"name": "krum"}, [1, 1, 9, 9], [1, 1, 1, 1], False),  # f = 1 needs five
+        ({"name": "krum"}, [1, 1, 1, 9, 9], [1, 0, 1, 1, 1], False),  # who trained nobody is nobody
+        ({"name": "trimmed-mean", "trim": 0.2}, [1, 1, 9], [1, 1, 1], True),
+        ({"name": "trimmed-mean", "trim": 0.2}, [1, 9, 0, 0, 0], [1, 1, 0, 0, 0], False),
+        ({"name": "median"}, [1, 9], [1, 1], True),
+    ],
+)
+def test_a_round_with_too_few_nodes_for_what_its_rule_promises_is_skipped(
+    options: dict[str, Any], values: list[float], weights: list[float], moves: bool
+) -> None:
+    nodes = {100 + k: k for k in range(len(values))}
+    strategy = FedAvg({"aggregator": options}, Settings(), roster(nodes=nodes))
+    asked(strategy, PARAMS, nodes=nodes)
+    replies = [delta_reply(n, v * w, weight=w) for n, v, w in zip(nodes, values, weights, strict=True)]
+    arrays, said = strategy.aggregate_train(1, replies)
+    assert said is not None
+    assert (arrays is not None, said.get("skipped", 0)) == (moves, 1 - moves)
 
 
 def test_rows_that_are_not_sent_are_zeros_in_every_distance() -> None:

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message
 
 from fedrec_app.errors import ConfigError
 from fedrec_app.records import Arrays, from_record, to_record
+from fedrec_app.schedules import Schedule
 from strategies.base import RecStrategy
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
@@ -185,6 +186,33 @@ def test_unknown_options_and_names_are_refused_with_the_nearest_match() -> None:
         make_strategy("flwr.serverapp.strategy:FedProx", {"mu": 1}, Settings(), roster())
     with pytest.raises(ConfigError, match=r"not a flwr\.serverapp\.strategy\.Strategy"):
         make_strategy("pathlib:Path", {}, Settings(), roster())
+
+
+def test_stock_strategies_have_no_schedule_and_say_so() -> None:
+    settings = Settings(schedule=Schedule.parse("cosine", "strategy.schedule"))
+    with pytest.raises(ConfigError, match=r"knows no strategy\.schedule"):
+        make_strategy("flwr.serverapp.strategy:FedAdam", {}, settings, roster())
+
+
+class Stumbling(FedAdam):
+    """Fails when its state has moved already."""
+
+    name = "stumbling"
+
+    def server_step(self, params: Arrays, delta: Arrays, server_round: int) -> Arrays:
+        super().server_step(params, delta, server_round)
+        raise RuntimeError("out of luck")
+
+
+def test_a_strategy_that_fails_in_a_round_is_as_it_was_before() -> None:
+    strategy = Stumbling({}, Settings(), roster())
+    before = strategy.state()
+    strategy.configure_train(1, to_record(PARAMS), ConfigRecord({}), SilentGrid())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="out of luck"):
+        strategy.aggregate_train(1, [delta_reply(10, 1.0)])
+    assert strategy.state().keys() == before.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(strategy.state()[name], array)
 
 
 def test_stock_strategies_get_the_settings_that_they_know() -> None:

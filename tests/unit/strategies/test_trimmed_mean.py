@@ -47,6 +47,13 @@ def test_of_two_nodes_nobody_is_left_out_and_without_anybody_nothing_moves() -> 
     assert_arrays(after_round(strategy, params, [update(0, 0, s=2.0)]), s=0.0)
 
 
+@pytest.mark.parametrize("num_nodes", [3, 4, 5])
+def test_a_trim_just_below_a_half_leaves_somebody(num_nodes: int) -> None:
+    updates = [update(1, k, s=float(k)) for k in range(num_nodes)]
+    found = after_round(TrimmedMean({"trim": 0.4999999999}), arrays_of(s=0.0), updates)
+    assert_arrays(found, s=(num_nodes - 1) / 2)
+
+
 @pytest.mark.parametrize("num_nodes", [3, 6, 7, 9, 11, 13, 997, 1003])
 def test_the_trim_that_is_advised_is_taken(num_nodes: int) -> None:
     found = CoordinateTrimmedMean({"trim": 0.0001}).problem(num_nodes)
