@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", default="", help="run only rows whose name holds this text")
-    parser.add_argument("--every", type=int, default=5, help="tune-strategies: validate each n-th round")
     parser.add_argument("--keep", type=Path, help="keep finished runs here, and use those that are there")
     parser.add_argument("--out", type=Path, help="replace the section of this page")
     given = parser.parse_args(arguments)
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = {"data.name": "ml-100k", "data.path": str((given.data_dir / "ml-100k").absolute())}
     runs = Runs(data, given.rounds, keep=given.keep)
     if given.experiment == "tune-strategies":
-        tune(runs, given.only, given.every)
+        tune(runs, given.only)
         return
     section = SECTIONS[given.experiment](runs, given.only)
     print(section)

@@ -64,52 +64,68 @@ class Row:
             yield json.dumps(point), changed
 
 
-def _optimizers(*rates: float, adam: tuple[float, ...] = ()) -> dict[str, list[Any]]:
-    """Returns a grid over the server optimiser: plain steps, and Adam, of these rates."""
-    plain = [{"name": "sgd", "learning_rate": rate} for rate in rates]
-    return {"server_optimizer": plain + [{"name": "adam", "learning_rate": rate} for rate in adam]}
-
-
-def _adaptive(*rates: float) -> dict[str, list[Any]]:
-    """Returns a grid over an adaptive server optimiser."""
-    return {"learning_rate": list(rates), "tau": [1e-5, 1e-4]}
-
-
 def _sgd(rate: float) -> dict[str, Any]:
     return {"name": "sgd", "learning_rate": rate}
 
 
+def _adagrad(rate: float) -> dict[str, Any]:
+    return {"name": "adagrad", "learning_rate": rate, "tau": 1e-4}
+
+
+def _rates(*values: float) -> dict[str, list[Any]]:
+    """Returns a grid over plain steps of the server."""
+    return {"server_optimizer": [_sgd(value) for value in values]}
+
+
 USERS = {"weighting": "users"}
-ROBUST = _optimizers(100, 200, 400, adam=(0.01,))
+RULES: dict[str, list[Any]] = {"server_optimizer": [*map(_sgd, (200, 400, 800)), *map(_adagrad, (0.2, 0.3, 0.4))]}
 STRATEGIES: dict[str, Row] = {
     "fedavg": Row(
         "fedavg", {**USERS, "learning_rate": 200},
-        grid={"learning_rate": [100, 200, 400], "train.learning-rate": [0.5, 1.0, 2.0]},
+        grid={"learning_rate": [100, 200, 400, 800], "train.learning-rate": [0.5, 1.0, 2.0]},
     ),
-    "fedavgm": Row("fedavgm", {**USERS, "learning_rate": 40, "momentum": 0.9}, grid={"learning_rate": [10, 20, 40]}),
-    "fedadam": Row("fedadam", {**USERS, "learning_rate": 0.02}, grid={"learning_rate": [0.005, 0.01, 0.02]}),
-    "fedyogi": Row("fedyogi", {**USERS, "learning_rate": 0.02, "tau": 1e-4}, grid=_adaptive(0.01, 0.02)),
-    "fedadagrad": Row("fedadagrad", {**USERS, "learning_rate": 0.1, "tau": 1e-4}, grid=_adaptive(0.05, 0.1)),
-    "fedprox": Row("fedprox", {**USERS, "mu": 0.01, "server_optimizer": _sgd(200)}, grid={"mu": [0.01, 0.1]}),
-    "fednova": Row("fednova", {**USERS, "server_optimizer": _sgd(400)}, grid=_optimizers(100, 200, 400)),
-    "qfedavg": Row("qfedavg", {**USERS, "q": 0.1, "server_optimizer": _sgd(200)}, grid={"q": [0.1, 1.0]}),
-    "median": Row("median", {**USERS, "server_optimizer": _sgd(200)}, grid=ROBUST),
-    "trimmed-mean": Row("trimmed-mean", {**USERS, "trim": 0.125, "server_optimizer": _sgd(200)}, grid=ROBUST),
-    "krum": Row("krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(400)}, grid=ROBUST),
-    "multi-krum": Row("multi-krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(200)}, grid=ROBUST),
-    "norm-bound": Row("norm-bound", {**USERS, "server_optimizer": _sgd(200)}, grid=ROBUST),
-    "fedbuff": Row("fedbuff", {**USERS, "buffer_size": 4, "server_optimizer": _sgd(200)}, grid=_optimizers(100, 200)),
+    "fedavgm": Row(
+        "fedavgm", {**USERS, "learning_rate": 200, "momentum": 0.5},
+        grid={"learning_rate": [40, 80, 200], "momentum": [0.5, 0.9]},
+    ),
+    "fedadam": Row(
+        "fedadam", {**USERS, "learning_rate": 0.04, "tau": 1e-4},
+        grid={"learning_rate": [0.01, 0.02, 0.04], "tau": [1e-6, 1e-4]},
+    ),
+    "fedyogi": Row(
+        "fedyogi", {**USERS, "learning_rate": 0.04, "tau": 1e-4},
+        grid={"learning_rate": [0.01, 0.02, 0.04], "tau": [1e-5, 1e-4]},
+    ),
+    "fedadagrad": Row(
+        "fedadagrad", {**USERS, "learning_rate": 0.2, "tau": 1e-4},
+        grid={"learning_rate": [0.1, 0.2, 0.3, 0.4], "tau": [1e-4, 3e-4]},
+    ),
+    "fedprox": Row(
+        "fedprox", {**USERS, "mu": 0.01, "server_optimizer": _sgd(200)},
+        grid={"mu": [0.001, 0.01, 0.1], **_rates(200, 400)},
+    ),
+    "fednova": Row("fednova", {**USERS, "server_optimizer": _adagrad(0.3)}, grid=RULES),
+    "qfedavg": Row(
+        "qfedavg", {**USERS, "q": 0.1, "server_optimizer": _sgd(200)}, grid={"q": [0.1, 1.0], **_rates(200, 800)}
+    ),
+    "median": Row("median", {**USERS, "server_optimizer": _sgd(400)}, grid=RULES),
+    "trimmed-mean": Row("trimmed-mean", {**USERS, "trim": 0.125, "server_optimizer": _sgd(400)}, grid=RULES),
+    "krum": Row("krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(400)}, grid=RULES),
+    "multi-krum": Row("multi-krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(200)}, grid=RULES),
+    "norm-bound": Row("norm-bound", {**USERS, "server_optimizer": _sgd(400)}, grid=RULES),
+    "fedbuff": Row("fedbuff", {**USERS, "buffer_size": 4, "server_optimizer": _sgd(200)}, grid=_rates(100, 200, 400)),
     "fedavg, pooled nodes": Row(
         "fedavg", {"learning_rate": 2.0}, {**POOLED, "train.learning-rate": 20.0},
         {"learning_rate": [1.0, 2.0], "train.learning-rate": [10.0, 20.0, 40.0]},
     ),
     "scaffold, pooled nodes": Row(
         "scaffold", {"server_optimizer": _sgd(2.0)}, {**POOLED, "train.learning-rate": 40.0},
-        {**_optimizers(1.0, 2.0), "train.learning-rate": [10.0, 20.0, 40.0]},
+        {**_rates(1.0, 2.0), "train.learning-rate": [10.0, 20.0, 40.0]},
     ),
 }  # fmt: skip
 """Name of a row -> the options that the best validation NDCG@10 of its grid chose, and the grid."""
-BASELINE = "fedavg"
+BASELINE, FASTEST = "fedavg", "fednova"
+SEEDS = (0, 1, 2)
 
 
 HEAD = (
@@ -133,18 +149,17 @@ with each other only.
 """
 
 
-def tune(runs: Runs, only: str = "", every: int = 5) -> None:
+def tune(runs: Runs, only: str = "") -> None:
     """Prints the best validation NDCG@10 of each point of the grids; nothing of the test is looked at.
 
     Args:
         runs: how runs are made.
         only: rows whose name holds this text.
-        every: validate each n-th round.
     """
     for name, row in STRATEGIES.items():
         for label, point in row.points() if only in name else ():
             try:
-                found = runs.run({**point.flat(), "evaluate.every": every})
+                found = runs.run(point.flat())
             except FedrecError as error:
                 print(f"{name} {label}: {error}", flush=True)
                 continue
@@ -178,8 +193,32 @@ def strategies(runs: Runs, only: str = "", rows: Mapping[str, Row] = STRATEGIES)
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
             NOTES,
+            *_over_seeds(runs, rows),
         ]
     )
+
+
+def _over_seeds(runs: Runs, rows: Mapping[str, Row]) -> list[str]:
+    """Returns a table: how soon the fastest row gets where the baseline is best, by seed and in the mean over seeds."""
+    if FASTEST not in rows:
+        return []
+    both = [[runs.run({**rows[name].flat(), "seed": seed}) for seed in SEEDS] for name in (BASELINE, FASTEST)]
+    for of_name in both:
+        of_name.append(Finished({}, _mean_curve([found.validation for found in of_name]), []))
+    lines = [
+        f"How soon `{FASTEST}` gets where `{BASELINE}` is best, by seed, and for the mean of the seeds' curves:",
+        "",
+        f"| seed | best validation NDCG@10 of `{BASELINE}` | in round | `{FASTEST}` reaches it in round |",
+        "|---|---|---|---|",
+    ]
+    for label, base, fast in zip([*map(str, SEEDS), "mean"], *both, strict=True):
+        first = fast.first_round(base.best) or "never"
+        lines.append(f"| {label} | {_four(base.best)} | {base.first_round(base.best)} | {first} |")
+    return [*lines, ""]
+
+
+def _mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
+    return [(points[0][0], statistics.fmean(value for _, value in points)) for points in zip(*curves, strict=True)]
 
 
 def cells(name: str, row: Row, found: Finished, baseline: Finished) -> list[str]:

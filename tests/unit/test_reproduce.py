@@ -100,11 +100,11 @@ def test_tuning_looks_at_validation_alone(scripts: SimpleNamespace, capsys: pyte
         asked.append(flat)
         return finished(scripts, {5: 0.125, 10: 0.25})  # whose summary, the test in it, is empty
 
-    scripts.table.tune(SimpleNamespace(run=run), "qfedavg", every=7)
+    scripts.table.tune(SimpleNamespace(run=run), "qfedavg")
     assert capsys.readouterr().out.splitlines() == [
         f"qfedavg {label}: 0.2500 in round 10" for label, _ in scripts.table.STRATEGIES["qfedavg"].points()
     ]
-    assert {flat["evaluate.every"] for flat in asked} == {7}
+    assert asked == [point.flat() for _, point in scripts.table.STRATEGIES["qfedavg"].points()]
 
 
 def test_a_small_table_says_what_its_runs_say(scripts: SimpleNamespace, tmp_path: Path) -> None:
@@ -127,6 +127,26 @@ def test_a_small_table_says_what_its_runs_say(scripts: SimpleNamespace, tmp_path
     reached = [at for at, value in adam.validation if value >= base.best]
     assert shown["rounds to `fedavg`'s best"] == (str(reached[0]) if reached else "never")
     assert [at for at, _ in adam.validation] == [1, 2]
+
+
+def test_over_seeds_the_fastest_is_counted_to_the_best_of_the_baseline_and_so_is_the_mean(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts.table, "SEEDS", (0, 1))
+    curves = {
+        ("fedavg", 0): [0.25, 0.125, 0.5], ("fedavg", 1): [0.25, 0.625, 0.25],
+        ("fednova", 0): [0.125, 0.5, 0.25], ("fednova", 1): [0.375, 0.5, 0.0],
+    }  # fmt: skip
+
+    def run(flat: dict[str, Any]) -> Any:
+        return finished(scripts, dict(enumerate(curves[flat["strategy.name"], flat["seed"]], 1)))
+
+    lines = scripts.table._over_seeds(SimpleNamespace(run=run), scripts.table.STRATEGIES)
+    assert [line for line in lines if line.startswith(("| 0", "| 1", "| mean"))] == [
+        "| 0 | .5000 | 3 | 2 |",
+        "| 1 | .6250 | 2 | never |",
+        "| mean | .3750 | 2 | 2 |",
+    ]
 
 
 def test_bootstrap_draws_are_those_behind_the_interval(scripts: SimpleNamespace) -> None:
