@@ -68,7 +68,7 @@ class Adaptive(ServerOptimizer):
         """Returns a moment as the step uses it."""
         return moment
 
-    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
+    def step(self, params: Arrays, delta: Arrays) -> Arrays:
         """Returns the new parameters, dtypes kept."""
         o = self.options
         self._steps += 1
@@ -80,7 +80,7 @@ class Adaptive(ServerOptimizer):
             second = np.asarray(self.second_moment(self._second.get(name), d * d))
             self._first[name], self._second[name] = first, second
             root = np.sqrt(self.corrected(second, getattr(o, "beta_2", 0.0)))
-            result[name] = added(p, o.learning_rate * factor * self.corrected(first, o.beta_1) / (root + o.tau))
+            result[name] = added(p, o.learning_rate * self.corrected(first, o.beta_1) / (root + o.tau))
         return result
 
     def state(self) -> Arrays:

@@ -13,6 +13,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from logging import INFO, WARNING
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +37,7 @@ from strategies.options import MeanOptions, StrategyOptions, Weighting
 from strategies.rollcall import Member, Roster, messages_to, sample
 from strategies.rounds import Exchange, Hooks, Progress, run_rounds
 from strategies.settings import Settings
+from strategies.step import by_name, scaled
 from strategies.update import MAX_UNITS, Expected, Intake, Update
 
 
@@ -140,15 +142,14 @@ class RecStrategy(Strategy):
         return self.aggregator(updates, params, self.settings.row_names)
 
     def server_step(self, params: Arrays, delta: Arrays, server_round: int) -> Arrays:
-        """Returns the next parameters, shapes and dtypes kept.
+        """Returns the next parameters, shapes and dtypes kept; `strategy.schedule` scales the step that this takes.
 
         Args:
             params: the current parameters; not to be changed.
             delta: what `aggregate` returned.
             server_round: the round, from 1.
         """
-        factor = self.settings.schedule.factor(server_round, self.settings.num_rounds)
-        return self.server_optimizer.step(params, delta, factor)
+        return self.server_optimizer.step(params, delta)
 
     def state(self) -> Arrays:
         """Returns what the next round depends on besides the parameters, by name: a checkpoint keeps it.
@@ -190,26 +191,22 @@ class RecStrategy(Strategy):
         """Returns the next parameters, or None when the quorum was missed, and the metrics of the round."""
         intake = Intake(self._expected(server_round))
         before = copy.deepcopy(self.state())
-        try:
+        with self._restoring(before):
             delta = self._delta(intake, replies)
-        except Exception:
-            self.load_state(before)
-            raise
         metrics = MetricRecord({f"dropped/{reason}": count for reason, count in sorted(intake.dropped.items())})
         for detail in intake.details:
             log(WARNING, "round %s: dropped a reply, %s", server_round, detail)
-        if delta is None or self._too_few(intake):
-            return self._skipped(server_round, self._too_few(intake), metrics, before)
+        if why := self._too_few(intake):
+            return self._skipped(server_round, why, metrics, before)
         for key in (Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS):
             metrics[key] = math.fsum(intake.scalars[key])
         metrics[Said.LOSS] /= max(float(metrics[Said.NUM_EXAMPLES]), 1.0)  # type: ignore[arg-type]
         metrics["num-updates"] = len(intake.partitions)
-        try:
-            with np.errstate(over="ignore"):
-                params = self.server_step(self._params, delta, server_round)
-        except Exception:
-            self.load_state(before)
-            raise
+        with self._restoring(before), np.errstate(over="ignore"):
+            origin, factor = type(self).__name__, self.settings.schedule.factor(server_round, self.settings.num_rounds)
+            delta = by_name(delta, self._params, f"{origin}.aggregate")
+            params = by_name(self.server_step(self._params, delta, server_round), self._params, f"{origin}.server_step")
+            params = scaled(self._params, params, factor)
         if not all(np.isfinite(array).all() for array in params.values()):
             return self._skipped(server_round, "the step leaves the range of the parameters", metrics, before)
         if self._remembers():
@@ -307,6 +304,15 @@ class RecStrategy(Strategy):
         for _ in updates:
             pass  # replies that the rule did not look at count as well
         return delta
+
+    @contextmanager
+    def _restoring(self, state: Arrays) -> Iterator[None]:
+        """Whatever is raised inside leaves the strategy as it was."""
+        try:
+            yield
+        except Exception:
+            self.load_state(state)
+            raise
 
     def _too_few(self, intake: Intake) -> str:
         """Returns why these replies are not enough for a step, or ""."""

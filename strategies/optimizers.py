@@ -36,13 +36,12 @@ class ServerOptimizer:
             options = validate_options(self.Options, options or {}, f"server optimizer {self.name!r}")
         self.options: Any = options
 
-    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
+    def step(self, params: Arrays, delta: Arrays) -> Arrays:
         """Returns the new parameters, dtypes kept; no argument is changed.
 
         Args:
             params: the current parameters.
             delta: what was aggregated.
-            factor: of the round's schedule, on the learning rate.
         """
         raise NotImplementedError
 
@@ -69,9 +68,9 @@ class SGD(ServerOptimizer):
     summary_line = "steps along the delta"
     Options = SGDOptions
 
-    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
+    def step(self, params: Arrays, delta: Arrays) -> Arrays:
         """Returns the new parameters, dtypes kept."""
-        rate = self.options.learning_rate * factor
+        rate = self.options.learning_rate
         return {name: added(p, delta[name] if rate == 1 else rate * delta[name]) for name, p in params.items()}
 
 
@@ -96,13 +95,13 @@ class Momentum(ServerOptimizer):
         super().__init__(options)
         self._velocity: Arrays = {}
 
-    def step(self, params: Arrays, delta: Arrays, factor: float = 1.0) -> Arrays:
+    def step(self, params: Arrays, delta: Arrays) -> Arrays:
         """Returns the new parameters, dtypes kept."""
         result: Arrays = {}
         for name, p in params.items():
             velocity = self.options.momentum * self._velocity.get(name, np.zeros(p.shape)) + delta[name]
             self._velocity[name] = np.asarray(velocity)
-            result[name] = added(p, self.options.learning_rate * factor * velocity)
+            result[name] = added(p, self.options.learning_rate * velocity)
         return result
 
     def state(self) -> Arrays:

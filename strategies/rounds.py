@@ -194,6 +194,7 @@ def run_rounds(
     """
     progress = Progress(initial_arrays, initial_arrays)
     changed = False
+    failures: Counter[str] = Counter()
     judge = evaluate or _own_evaluation(strategy, grid, timeout)
     if evaluate_fn is not None:
         evaluate_fn(0, initial_arrays)
@@ -203,10 +204,15 @@ def run_rounds(
         config[Ask.KEEP_ROUND] = progress.best_round
         messages = strategy.configure_train(server_round, progress.arrays, config, grid)
         replies = getattr(strategy, "exchange", Exchange)(grid, messages, timeout)
-        arrays, trained = _aggregated(strategy, server_round, replies)
+        arrays, trained, failure = _aggregated(strategy, server_round, replies)
         down, up = replies.bytes_down, replies.bytes_up
         if arrays is not None:
             progress.arrays, changed = arrays, True
+        if failure is not None:
+            what = f"{type(failure).__name__}: {failure}"
+            trace = None if what in failures else failure
+            failures[what] += 1
+            log(WARNING, "round %s skipped: the strategy failed with %s", server_round, what, exc_info=trace)
         validation = None
         if server_round % evaluate_every == 0 or server_round == num_rounds:
             config = ConfigRecord(dict(evaluate_config or {}))
@@ -228,19 +234,23 @@ def run_rounds(
             break
     if not changed:
         raise FedrecError(
-            f"none of the {len(progress.rounds)} rounds had enough updates to go on: {_dropped(progress.rounds)}"
+            f"none of the {len(progress.rounds)} rounds took a step: {_reasons(progress.rounds, failures)}"
         )
     if progress.best_round == 0:
         progress.best_round, progress.best_arrays = len(progress.rounds), progress.arrays
     return progress
 
 
-def _dropped(rounds: Iterable[RoundRecord]) -> str:
-    counts: Counter[str] = Counter()
+def _reasons(rounds: Iterable[RoundRecord], failures: Counter[str]) -> str:
+    """Returns why rounds were skipped: what the strategy raised, and how many replies were dropped."""
+    dropped: Counter[str] = Counter()
     for record in rounds:
-        counts.update({key: int(n) for key, n in record.train.items() if key.startswith("dropped/")})
-    reasons = ", ".join(f"{n} {key.removeprefix('dropped/')}" for key, n in sorted(counts.items()))
-    return f"dropped {reasons}; the log says why" if reasons else "no node was asked or none answered"
+        dropped.update({key: int(n) for key, n in record.train.items() if key.startswith("dropped/")})
+    reasons = [f"the strategy failed {count} times with {what}" for what, count in failures.most_common(3)]
+    if dropped:
+        counts = (f"{n} {key.removeprefix('dropped/')}" for key, n in sorted(dropped.items()))
+        reasons.append(f"dropped {', '.join(counts)}; the log says why")
+    return "; ".join(reasons) or "no node was asked or none answered"
 
 
 def _keep_best(progress: Progress, server_round: int, validation: MetricRecord | None, metric: str) -> None:
@@ -251,19 +261,19 @@ def _keep_best(progress: Progress, server_round: int, validation: MetricRecord |
 
 def _aggregated(
     strategy: Strategy, server_round: int, replies: Exchange
-) -> tuple[ArrayRecord | None, MetricRecord | None]:
-    """Returns what the strategy makes of the replies; one that raises over a bad reply, as stock ones do, skips the
-    round."""
+) -> tuple[ArrayRecord | None, MetricRecord | None, Exception | None]:
+    """Returns what the strategy makes of the replies, and what it raised: a round in which it does, as stock ones do
+    over a bad reply, is skipped."""
+    failure = None
     try:
-        found = strategy.aggregate_train(server_round, _readable(replies, strategy))
+        arrays, metrics = strategy.aggregate_train(server_round, _readable(replies, strategy))
     except Exception as error:
         if replies.failure is not None:
             raise
-        log(WARNING, "round %s skipped: the strategy failed with %s: %s", server_round, type(error).__name__, error)
-        found = None, MetricRecord({"skipped": 1})
+        arrays, metrics, failure = None, MetricRecord({"skipped": 1}), error
     for _ in () if replies.lasting else replies:
         pass  # who has not answered yet is still at work on this round
-    return found
+    return arrays, metrics, failure
 
 
 def _readable(replies: Exchange, strategy: Strategy) -> Iterable[Message]:

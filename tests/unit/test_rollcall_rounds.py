@@ -451,9 +451,49 @@ def test_a_round_below_the_quorum_is_skipped() -> None:
 def test_a_run_in_which_no_round_succeeds_is_an_error() -> None:
     with pytest.raises(FedrecError) as caught:
         start(Nodes(3, failing({1, 2}, {0, 1, 2})), 2)
-    assert str(caught.value) == (
-        "none of the 2 rounds had enough updates to go on: dropped 6 error-reply; the log says why"
-    )
+    assert str(caught.value) == ("none of the 2 rounds took a step: dropped 6 error-reply; the log says why")
+
+
+class Misspelt(FedAvg):
+    def aggregate(self, updates: Any, params: Any) -> Any:
+        return {"tabel": 0.0}
+
+
+class Forgetful(FedAvg):
+    def aggregate(self, updates: Any, params: Any) -> Any:
+        super().aggregate(updates, params)
+
+
+class Flat(FedAvg):
+    def server_step(self, params: Any, delta: Any, server_round: int) -> Any:
+        return {name: array.ravel() for name, array in params.items()}
+
+
+class Raising(FedAvg):
+    def aggregate(self, updates: Any, params: Any) -> Any:
+        return {"x": params["item_embeddin"]}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (Misspelt, "TypeError: Misspelt.aggregate returned shapes {'tabel': ()}, expected {'table': (3, 2)}"),
+        (Forgetful, "TypeError: Forgetful.aggregate returned NoneType, not a dict of arrays by name"),
+        (Flat, "TypeError: Flat.server_step returned shapes {'table': (6,)}, expected {'table': (3, 2)}"),
+        (Raising, "KeyError: 'item_embeddin'"),
+    ],
+)
+def test_a_strategy_that_fails_is_named_with_what_it_did_and_its_first_traceback(
+    strategy: type[FedAvg], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid, found = Nodes(3), roster()
+    found.wait(grid, 1)
+    with pytest.raises(FedrecError) as caught:
+        run_rounds(strategy({}, Settings(), found), grid, to_record(PARAMS), num_rounds=3)
+    assert str(caught.value).startswith(f"none of the 3 rounds took a step: the strategy failed 3 times with {said}")
+    assert [record.exc_info is not None for record in caplog.records if "failed" in record.message] == [
+        True, False, False
+    ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
@@ -461,7 +501,7 @@ def test_a_run_that_diverges_at_once_ends_as_failed_with_the_reason(tmp_path: Pa
     flat = {
         "output-dir": str(tmp_path), "num-server-rounds": 2, "data.options": SMALL, "train.learning-rate": 1e39,
     }  # fmt: skip
-    with pytest.raises(FedrecError, match="none of the 2 rounds had enough updates to go on: dropped 4 non-finite"):
+    with pytest.raises(FedrecError, match="none of the 2 rounds took a step: dropped 4 non-finite"):
         simulate(flat, 2)
     (summary,) = tmp_path.glob("*/*/summary.json")
     found = json.loads(summary.read_text())

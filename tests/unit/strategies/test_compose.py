@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedrec_app.errors import ConfigError
-from fedrec_app.records import Arrays
+from fedrec_app.records import DELTA, Arrays, from_record
 from fedrec_app.schedules import Schedule
 from strategies.base import RecStrategy
 from strategies.compose import AGGREGATORS, SERVER_OPTIMIZERS, make_aggregator, make_server_optimizer
@@ -18,8 +18,8 @@ from strategies.fedavg import FedAvg
 from strategies.registry import BUILT_IN, make_strategy, strategy_class
 from strategies.settings import Settings
 from strategies.update import Update
-from tests.unit.strategies.given import after_round, arrays_of, assert_arrays, update
-from tests.unit.strategies.replies import roster
+from tests.unit.strategies.given import after_round, arrays_of, asked, assert_arrays, update
+from tests.unit.strategies.replies import metrics, reply, roster
 
 POINTS = np.array([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 2.0), (10.0, 10.0)])
 WEIGHTS = np.array([1.0, 2.0, 4.0, 1.0, 2.0])
@@ -90,7 +90,7 @@ def nodes(scale: float) -> list[Update]:
 def built(name: str, options: dict[str, Any], settings: Settings = Settings()) -> RecStrategy:
     found = strategy_class(name)
     assert issubclass(found, RecStrategy)
-    return found(options, settings)
+    return found(options, settings, roster(nodes={10: 0}))
 
 
 def two_rounds(strategy: RecStrategy) -> list[Arrays]:
@@ -239,6 +239,32 @@ def test_every_built_in_strategy_makes_sense_for_pooled_nodes_with_plain_sgd() -
         assert make_strategy(name, {}, NODE, many).nodes_a_round() == 10  # type: ignore[attr-defined]
 
 
+def after_aggregation(strategy: RecStrategy, params: Arrays, delta: Arrays, server_round: int) -> Arrays:
+    """The parameters after a round in which the only node sends this delta."""
+    asked(strategy, params, server_round, {10: 0})
+    said = metrics(server_round=server_round)
+    arrays, _ = strategy.aggregate_train(server_round, [reply(10, {DELTA + n: d for n, d in delta.items()}, said)])
+    assert arrays is not None
+    return from_record(arrays)
+
+
+class OwnStep(FedAvg):
+    """Moves by the sign of the delta, whatever its size."""
+
+    name = "own-step"
+
+    def server_step(self, params: Arrays, delta: Arrays, server_round: int) -> Arrays:
+        return {name: param + np.sign(delta[name]) for name, param in params.items()}
+
+
+def test_the_schedule_scales_the_steps_of_plug_ins_too() -> None:
+    settings = Settings(num_rounds=2, schedule=Schedule.parse("cosine", "strategy.schedule"))
+    strategy = OwnStep({}, settings, roster(nodes={10: 0}))
+    params, delta = arrays_of(p=[1.0, 1.0]), arrays_of(p=[7.0, -2.0])
+    assert_arrays(after_aggregation(strategy, params, delta, 1), p=[2.0, 0.0])
+    assert_arrays(after_aggregation(strategy, params, delta, 2), p=[1.5, 0.5])
+
+
 @pytest.mark.parametrize(
     ("optimizer", "steps"),
     [
@@ -254,10 +280,10 @@ def test_the_schedule_multiplies_the_step_and_leaves_the_state_alone(
     settings = Settings(num_rounds=2, schedule=Schedule.parse("cosine", "strategy.schedule"))
     strategy, plain = (built("fedprox", {"server_optimizer": optimizer}, s) for s in (settings, Settings(num_rounds=2)))
     params, delta = arrays_of(p=[1.0]), arrays_of(p=[2.0])
-    one = strategy.server_step(params, delta, 1)
+    one = after_aggregation(strategy, params, delta, 1)
     assert_arrays(one, p=[1 + steps[0]])
-    assert_arrays(strategy.server_step(one, delta, 2), p=[1 + steps[0] + steps[1]])
-    plain.server_step(plain.server_step(params, delta, 1), delta, 2)
+    assert_arrays(after_aggregation(strategy, one, delta, 2), p=[1 + steps[0] + steps[1]])
+    after_aggregation(plain, after_aggregation(plain, params, delta, 1), delta, 2)
     assert_arrays(strategy.state(), **plain.state())
 
 
@@ -265,5 +291,5 @@ def test_a_cosine_over_four_rounds_falls_as_it_says() -> None:
     """(1 + cos(pi (t - 1) / 4)) / 2 = 1, 0.853..., 0.5, 0.146..."""
     settings = Settings(num_rounds=4, schedule=Schedule.parse("cosine", "strategy.schedule"))
     strategy = built("fedavg", {"learning_rate": 2.0}, settings)
-    found = [float(strategy.server_step(arrays_of(s=0.0), arrays_of(s=1.0), t)["s"]) for t in (1, 2, 3, 4)]
+    found = [float(after_aggregation(strategy, arrays_of(s=0.0), arrays_of(s=1.0), t)["s"]) for t in (1, 2, 3, 4)]
     assert found == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5], abs=1e-12)
