@@ -31,11 +31,13 @@ from strategies.base import RecStrategy
 from strategies.optimizers import ServerOptimizer
 from strategies.options import MeanOptions, StrategyOptions, UnitOptions, WithAggregator, WithServerOptimizer
 from strategies.settings import Settings
-from strategies.testing import run_all
+from strategies.stacking import taking_part
+from strategies.testing import CHECKS, applicable, run_all
 from strategies.update import Update
 
 __all__ = [
     "API_VERSION",
+    "CHECKS",
     "Aggregator",
     "Arrays",
     "Batch",
@@ -66,6 +68,8 @@ __all__ = [
     "UserState",
     "WithAggregator",
     "WithServerOptimizer",
+    "applicable",
     "pointwise_loss",
     "run_all",
+    "taking_part",
 ]
