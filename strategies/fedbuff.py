@@ -22,14 +22,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from pydantic import BaseModel, Field
 
-from fedrec_app.records import Arrays
 from fedrec_app.seeding import rng
 from strategies.base import RecStrategy
 from strategies.options import WithServerOptimizer
 from strategies.outstanding import Outstanding
 from strategies.rollcall import Member, Roster, sample
 from strategies.settings import Settings
-from strategies.update import Expected, Intake, Update
+from strategies.update import Expected, Update
 
 
 class FedBuff(RecStrategy):
@@ -41,13 +40,10 @@ class FedBuff(RecStrategy):
     the step is skipped where that is less than `strategy.min-nodes`; nodes that have not answered stay at work. A node
     that answers with an error is idle again, one that left is forgotten.
 
-    It overrides `exchange` and not Flower's `start`: so the loop stays the one of all strategies, and with it the best
-    round, validation, early stopping and what is written of a run. Validation asks all nodes, busy ones too: a
-    SuperNode handles one message at a time, so there every validation waits for the slowest node, and
-    `evaluate.every` should be large.
-
-    Private rows are stored under the round that asked for them. A node that was at work while a round was validated
-    stores its rows afterwards, and they are older than that round or go with it: they serve it from then on.
+    It overrides `exchange` and not Flower's `start`, so best round, validation and early stopping stay the loop's.
+    Validation asks all nodes, and a SuperNode handles one message at a time, so there it waits for the slowest:
+    `evaluate.every` should be large. Private rows are stored under the round that asked for them; a node that is at
+    work while a round is validated stores rows that go with that round or are older.
 
     The state is the server optimiser's alone: a run that is resumed abandons messages that are under way.
     """
@@ -132,7 +128,8 @@ class FedBuff(RecStrategy):
         return sample(idle, room, rng(self.settings.seed, "nodes", server_round))
 
     def _expected(self, server_round: int) -> Expected:
-        return replace(super()._expected(server_round), rounds=dict(self._rounds))
+        lasting = self._outstanding is not None  # who has not answered is still at work
+        return replace(super()._expected(server_round), rounds=dict(self._rounds), lasting=lasting)
 
     def _take(self, updates: Iterator[Update]) -> Iterator[Update]:
         for update in itertools.islice(updates, self.options.buffer_size):
@@ -140,10 +137,3 @@ class FedBuff(RecStrategy):
             staleness = self._round - 1 - update.base_round - idle
             self._staleness.append(staleness)
             yield update.scaled((1 + staleness) ** -self.options.staleness_exponent) if staleness else update
-
-    def _delta(self, intake: Intake, replies: Iterable[Message]) -> Arrays | None:
-        delta = super()._delta(intake, replies)
-        if self._outstanding is not None:  # who has not answered is still at work
-            intake.dropped.pop("no-reply", None)
-            intake.details[:] = [detail for detail in intake.details if not detail.startswith("no-reply:")]
-        return delta

@@ -92,6 +92,7 @@ class Expected:
         scalars: further sums of numbers, none of them negative, that a client part sends.
         controls: whether "control/<name>" arrays come beside the deltas.
         rounds: node id -> the round that this node was asked for, of those to whom `server_round` does not apply.
+        lasting: whoever does not reply in this round may do so in a later one.
     """
 
     params: Arrays
@@ -103,6 +104,7 @@ class Expected:
     scalars: tuple[str, ...] = ()
     controls: bool = False
     rounds: Mapping[int, int] = field(default_factory=dict)
+    lasting: bool = False
 
 
 class BadReply(ValueError):
@@ -142,7 +144,8 @@ class Intake:
             for key, values in self.scalars.items():
                 values.append(update.scalars[key])
             yield update
-        for node in sorted(set(self._expected.partitions) - self._seen):
+        silent = set() if self._expected.lasting else set(self._expected.partitions) - self._seen
+        for node in sorted(silent):
             self._drop("no-reply", f"partition {self._expected.partitions[node]} did not answer in time")
 
     def _read(self, message: Message) -> Update | None:
