@@ -12,7 +12,8 @@ Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 20
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from fedrec_app.compiled import njit
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

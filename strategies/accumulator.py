@@ -14,9 +14,9 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.records import CONTROL, COUNT, DELTA, Arrays, Said
 from strategies.update import Update
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories, as_range
 from fedrec_app.seeding import stream_base

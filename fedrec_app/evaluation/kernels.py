@@ -7,9 +7,9 @@ They release the interpreter lock. Positions are not checked here: `ranking` che
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.histories import Histories
 
 GROUPS = 128

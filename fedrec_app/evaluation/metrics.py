@@ -21,9 +21,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.stats import gini
 from fedrec_app.errors import DataError, unknown
 from fedrec_app.evaluation.kernels import read_only

@@ -30,12 +30,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from fedrec_app import splitmix
+from fedrec_app.compiled import njit
 from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.histories import Histories
 from fedrec_app.threads import even_parts, in_threads
 

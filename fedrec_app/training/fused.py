@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.models.base import Factorization
 from fedrec_app.splitmix import stream_start
 from fedrec_app.threads import in_threads

@@ -7,9 +7,9 @@ multiplied with the table once (Hu, Koren & Volinsky, ICDM 2008, section 4).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.models.base import Factorization
 from fedrec_app.threads import in_threads
 from fedrec_app.training.job import Job

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import recency_weights
 from fedrec_app.models.base import Factorization, Recommender

@@ -7,9 +7,9 @@ engine, in any order and on any node, draws the same negatives and the same shuf
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.histories import Histories
 from fedrec_app.seeding import stream_base
 from fedrec_app.splitmix import GOLDEN, below, stream_start, uniform

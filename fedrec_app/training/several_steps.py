@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
+from fedrec_app.compiled import njit
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Batch
 from fedrec_app.training import batches, optimizers, sampling

@@ -26,7 +26,6 @@ from fedrec_app.simulate import simulate
 from tests.conftest import REPO
 from tests.e2e.helpers import SMALL, Sandbox, assert_same_arrays, assert_same_numbers, sandbox, wait_until
 
-pytestmark = pytest.mark.xdist_group("flower")
 ROUNDS = 3
 # Private rows, which two nodes keep on disk while Ray moves them between its processes.
 POOLED: dict[str, Scalar] = {**SMALL, "model.name": "neumf", "train.unit": "node"}
@@ -210,12 +209,12 @@ class Bare:
 
 
 @pytest.fixture(scope="module")
-def bare_run() -> Iterator[Bare]:
+def bare_run(flower_home: Path) -> Iterator[Bare]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     with sandbox(**QUIET, FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=port) as place:
-        place.environment["FLWR_HOME"] = str(place.folder / "home")
+        place.environment["FLWR_HOME"] = str(flower_home)
         done = place.call("flwr", "run", ".", "--stream", *place.settings(STOCK))
         listed = place.call("flwr", "ls", "--format", "json")
         assert listed.returncode == 0, done.stdout + listed.stdout + listed.stderr

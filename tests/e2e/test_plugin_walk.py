@@ -21,7 +21,6 @@ from tests.conftest import REPO
 from tests.e2e.helpers import sandbox
 from tests.e2e.walk import Walk
 
-pytestmark = pytest.mark.xdist_group("flower")
 NAME, PACKAGE = "gentle-mean", "gentle_mean"
 WITNESS = "GENTLE_MEAN_WITNESS"
 # Added to the installed strategy: which fedrec each process that imports it sees.
@@ -77,13 +76,13 @@ def settings(walk: Walk, ml_100k: Path) -> list[str]:
     })  # fmt: skip
 
 
-def test_it_trains_on_ml_100k_through_a_bare_flwr_run(walk: Walk, settings: list[str]) -> None:
+def test_it_trains_on_ml_100k_through_a_bare_flwr_run(walk: Walk, settings: list[str], flower_home: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    home, witness = walk.place.folder / "home", walk.place.folder / "witness"
+    witness = walk.place.folder / "witness"
     walk.place.environment.update({
-        "FLWR_HOME": str(home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port, WITNESS: str(witness),
+        "FLWR_HOME": str(flower_home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port, WITNESS: str(witness),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0",
     })  # fmt: skip
@@ -99,7 +98,7 @@ def test_it_trains_on_ml_100k_through_a_bare_flwr_run(walk: Walk, settings: list
     for prefix, *files in seen:
         assert Path(prefix) == walk.venv
         for file in files:
-            assert Path(file).is_relative_to(home / "apps"), f"the plug-in builds on {file}, what runs is the FAB"
+            assert Path(file).is_relative_to(flower_home / "apps"), f"the plug-in builds on {file}, not on the FAB"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,9 +26,9 @@ def walk() -> Iterator[Walk]:
         yield Walk(place)
 
 
-@pytest.mark.xdist_group("flower")
 @pytest.mark.timeout(600)
-def test_every_block_of_the_page_runs(walk: Walk) -> None:
+def test_every_block_of_the_page_runs(walk: Walk, flower_home: Path) -> None:
+    walk.place.environment["FLWR_HOME"] = str(flower_home)
     blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert [kind for kind, _ in blocks].count("python") == 4
     try:
@@ -45,7 +46,7 @@ def test_every_block_of_the_page_runs(walk: Walk) -> None:
                 assert "FAILED" not in printed
     finally:
         for process in psutil.process_iter(["environ"]):
-            if (process.info["environ"] or {}).get("FLWR_HOME") == str(walk.place.folder / "flwr"):
+            if (process.info["environ"] or {}).get("FLWR_HOME") == str(flower_home):
                 process.kill()
     runs = [RunFolder(folder).read_summary() for folder in walk.place.folder.rglob("????-??-??/*") if folder.is_dir()]
     assert [summary["status"] for summary in runs] == ["completed"] * 3
@@ -66,7 +67,6 @@ def run(walk: Walk, line: str) -> None:
 def shell(walk: Walk, line: str) -> None:
     environment = {
         **walk.place.environment,
-        "FLWR_HOME": str(walk.place.folder / "flwr"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39619",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",

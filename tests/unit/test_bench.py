@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -29,9 +27,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The modules of the benchmarks."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import bench
-    from benchmarks import baseline_train, cohorts, train
+    from benchmarks import baseline_train, cohorts, scale, train
 
-    return SimpleNamespace(bench=bench, baseline=baseline_train, cohorts=cohorts, train=train)
+    return SimpleNamespace(bench=bench, baseline=baseline_train, cohorts=cohorts, scale=scale, train=train)
 
 
 @pytest.fixture
@@ -87,7 +85,16 @@ def test_a_command_prints_its_ratios_and_what_they_are_made_of(
     assert {"cpu", "cores", "threads", "torch", "numpy", "numba"} <= set(found["environment"])
 
 
-def test_scale_measures_each_size_and_computes_the_rest(bench: Bench) -> None:
+def test_scale_measures_each_size_and_computes_the_rest(
+    bench: Bench, parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = parts.scale._in_own_process
+
+    def one_alone(num_users: int, *more: Any) -> dict[str, float]:
+        """The first size in a process of its own, as all are, and the others here, without its start."""
+        return (alone if num_users == 50 else parts.scale.one_size)(num_users, *more)
+
+    monkeypatch.setattr(parts.scale, "_in_own_process", one_alone)
     found = bench("scale")
     assert found["ratios"] == {}
     scale = found["scale"]
@@ -163,19 +170,6 @@ def test_synthetic_users_have_as_many_items_as_asked_and_none_twice(parts: Simpl
 def test_an_unknown_key_is_refused(bench: Bench) -> None:
     with pytest.raises(typer.BadParameter, match="mf, neumf, vmap, threads"):
         bench("train", "--only", "mv")
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("flower")
-def test_flower_runs_both_placements_through_ray() -> None:
-    command = [sys.executable, str(SCRIPT), "flower", "--quick", "--json"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found["ratios"]) == {"flower"}
-    assert_positive(found["ratios"]["flower"])
-    assert found["results"]["flower"]["baseline"]["what"] == "6 nodes of one user"
-    assert found["results"]["flower"]["checks"]["difference_of_ndcg"] < 1e-4
 
 
 def assert_positive(number: float) -> None:
