@@ -4,6 +4,7 @@
 
     class Halve(RecStrategy):
         name = "halve"
+        api_version = 1
 
         def aggregate(self, updates, params):
             return {name: delta / 2 for name, delta in super().aggregate(updates, params).items()}
@@ -23,6 +24,7 @@ from fedrec_app.data.schema import Dataset, Interactions
 from fedrec_app.data.sources import DataSource, SourceOptions
 from fedrec_app.errors import ConfigError, DataError, FedrecError, StateError
 from fedrec_app.models.base import Batch, Factorization, ModelOptions, Recommender, UserState, pointwise_loss
+from fedrec_app.models.closed_form import ClosedForm, Sums
 from fedrec_app.plugins import API_VERSION
 from fedrec_app.records import Arrays
 from strategies.accumulator import UpdateSum
@@ -43,6 +45,7 @@ __all__ = [
     "Batch",
     "Catalog",
     "ClientPart",
+    "ClosedForm",
     "Cohort",
     "ConfigError",
     "DataError",
@@ -61,6 +64,7 @@ __all__ = [
     "SourceOptions",
     "StateError",
     "StrategyOptions",
+    "Sums",
     "UnitOptions",
     "Units",
     "Update",

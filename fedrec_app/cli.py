@@ -173,7 +173,7 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
 
     asked = RunConfig.from_flat(flat)
     config = asked.resolve(model_class(asked.model.name).recipe)
-    strategy_of(config, make_model(config.model).row_names())
+    strategy_of(config, make_model(config.model))
     sources.resolve(config.data.name)
     if config.data.path and not Path(config.data.path).is_absolute():
         flat["data.path"] = str(Path(config.data.path).expanduser().absolute())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,8 @@ def check_model(
 ) -> None:
     """Run the conformance kit on a model: which check fails, on what input, and why."""
     from fedrec_app.config import parse_options, parse_overrides, validate_options
-    from fedrec_app.models.registry import MODELS
+    from fedrec_app.models.registry import GROUP, MODELS
+    from fedrec_app.plugins import plug_in_code
     from fedrec_app.testing.models import ModelCase, run_all
 
     found = class_at(MODELS, path)
@@ -48,6 +50,8 @@ def check_model(
         flat["model.embedding-dim"] = embedding_dim
     case = ModelCase(found, given, flat)
     _ = case.asked  # a wrong setting is the reader's, not the model's
+    with plug_in_code("model", path, found, GROUP, ("embedding_dim", "options")):
+        case.make()
     show_report(run_all(case), found.__name__)
 
 
@@ -59,7 +63,8 @@ def check_data(
 ) -> None:
     """Run the conformance kit on a data set as it is loaded: which check fails, on what input, and why."""
     from fedrec_app.config import parse_options
-    from fedrec_app.data.sources import DATASETS
+    from fedrec_app.data.sources import DATASETS, GROUP
+    from fedrec_app.plugins import plug_in_code
     from fedrec_app.testing.datasets import DataCase, run_all
 
     found = class_at(DATASETS, name)
@@ -67,6 +72,8 @@ def check_data(
         raise ConfigError(f"dataset {name!r} has a fixed layout: a column mapping ({columns!r}) does not apply")
     if path and not found.takes_path:
         raise ConfigError(f"dataset {name!r} is generated: a path ({path!r}) does not apply")
+    with plug_in_code("dataset", name, found, GROUP, ()):
+        found()
     case = DataCase(found, path, columns, parse_options(options, "--options"))
     try:
         _ = case.data
@@ -84,11 +91,8 @@ def show_report(report: Report, checked: str) -> None:
         report: of a kit.
         checked: what was checked.
     """
-    lines = [
-        f"[red]FAILED[/]  {escape(message)}" if message else f"[green]passed[/]  {name}"
-        for name, message in report.results.items()
-    ]
-    lines += [f"[dim]not run[/] {name}" for name in report.not_run]
+    colours = {"passed": "green", "FAILED": "red", "not run": "dim"}
+    lines = [f"[{colours[word]}]{word:<7}[/] {escape(text)}" for word, text in report.lines()]
     passed, asked = len(report.results) - len(report.failed), len(report.results) + len(report.not_run)
     lines.append(f"{escape(checked)}: {passed} of {asked} checks passed")
     for line in lines:
@@ -97,42 +101,76 @@ def show_report(report: Report, checked: str) -> None:
         raise typer.Exit(1)
 
 
-def class_at(registry: Registry[Any], path: str) -> type[Any]:
+def class_at(registry: Registry[Any], path: str, *parts: Registry[Any]) -> type[Any]:
     """Returns the class that is meant.
 
     Args:
         registry: of its kind.
         path: "file.py", "file.py:Class", "package.module:Class", or a name that settings take.
+        parts: of kinds that are taken too, where the file or the path leads to none of the first kind.
 
     Raises:
         ConfigError: there is none, there are several, or it was written for another API.
     """
-    from fedrec_app.plugins import check_api_version
+    from fedrec_app.plugins import load
 
-    in_file = re.fullmatch(r"(.+\.py)(?::(\w+))?", path)
-    if not in_file:
-        return registry.find(path)
-    file, name = Path(in_file.group(1)), in_file.group(2) or ""
-    module = _module(file)
-    classes = {
+    if in_file := re.fullmatch(r"(.+\.py)(?::(\w+))?", path):
+        return _in_file((registry, *parts), Path(in_file.group(1)), in_file.group(2) or "")
+    if Path(path).is_dir() and path not in registry.names():
+        raise ConfigError(_folder_problem(registry, Path(path)))
+    if ":" in path and parts:
+        found = load(registry.kind, path, path)
+        return next((kind for kind in (registry, *parts) if issubclass(found, kind.base)), registry).find(path)
+    return registry.find(path)
+
+
+def _in_file(registries: Sequence[Registry[Any]], file: Path, name: str) -> type[Any]:
+    from fedrec_app.plugins import check_declarations
+
+    module, wanted = _module(file), registries[0]
+    by_kind = [_classes(module, registry) for registry in registries]
+    # A class that is named may be of any kind; without a name those of the first kind that there is.
+    holds = [classes for classes in by_kind if name in classes or (not name and any(map(_is_public, classes)))]
+    if not holds and not any(by_kind):
+        raise ConfigError(f"{file} holds no {wanted.kind}: no class in it derives from {wanted.contract}")
+    if not holds and not name:
+        raise ConfigError(f"{file} holds no {wanted.kind} whose name has no leading underscore")
+    if not holds:
+        raise ConfigError(unknown(f"{wanted.kind} in {file}", name, {key for classes in by_kind for key in classes}))
+    public = [key for key in holds[0] if _is_public(key)]
+    if not name and len(public) > 1:
+        which = " or ".join(f"{file}:{key}" for key in public)
+        raise ConfigError(f"{file} holds {len(public)} of them: say which {wanted.kind}, {which}")
+    found = holds[0][name or public[0]]
+    check_declarations(wanted.kind, found.__name__, found, file.name)
+    return found
+
+
+def _classes(module: ModuleType, registry: Registry[Any]) -> dict[str, type[Any]]:
+    return {
         key: value
         for key, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, registry.base) and value.__module__ == module.__name__
     }
-    public = [key for key in classes if not key.startswith("_")]
-    if not classes or not (name or public):
-        raise ConfigError(f"{file} holds no {registry.kind}: no class in it derives from {registry.contract}")
-    if name and name not in classes:
-        raise ConfigError(unknown(f"{registry.kind} in {file}", name, classes))
-    if not name and len(public) > 1:
-        which = " or ".join(f"{file}:{key}" for key in public)
-        raise ConfigError(f"{file} holds {len(public)} of them: say which {registry.kind}, {which}")
-    found = classes[name or public[0]]
-    check_api_version(registry.kind, found.__name__, found, file.name)
-    return found
+
+
+def _is_public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def _folder_problem(registry: Registry[Any], folder: Path) -> str:
+    files = [
+        str(file)
+        for file in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")])
+        if file.parent.name not in ("tests", "build") and "fedrec_app" in file.read_text("utf-8", "replace")
+    ]
+    hint = f" (did you mean {' or '.join(files)}?)" if files else ""
+    return f"{folder} is a folder: a file.py, or the name of a {registry.kind}, is expected{hint}"
 
 
 def _module(path: Path) -> ModuleType:
+    from fedrec_app.plugin_faults import import_problem
+
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
@@ -142,7 +180,7 @@ def _module(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # where pydantic looks annotations up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path} cannot be imported: {import_problem(error, spec.name, '')}") from error
     return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ stdout, stderr = Console(), Console(stderr=True)
 
 Runs = Annotated[list[Path], typer.Option("--run", help="Folder of a run; give it once for each run.")]
 Weights = Annotated[str, typer.Option("--weights", help="A number for each run, such as '0.6,0.4'.")]
+_SAME = 1e-9  # metrics are sums in another order
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
@@ -45,7 +47,7 @@ def fuse(
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     output_dir = out_dir.expanduser().absolute() if out_dir else default_output_dir(str(Path.cwd() / "outputs"))
-    runs = [FinishedRun.read(RunFolder(folder)) for folder in run]
+    runs = [FinishedRun.read(folder) for folder in _distinct(run)]
     result = fuse_runs(runs, output_dir, temperature, align)
     summary, fusion = result.summary, result.summary["fusion"]
     ours = {**summary, "validation": summary["validation"][fusion["metric"]]}
@@ -69,7 +71,7 @@ def ensemble(
     from fedrec_app.finished import FinishedRun
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    runs = [FinishedRun.read(RunFolder(folder)) for folder in run]
+    runs = [FinishedRun.read(folder) for folder in _distinct(run)]
     found = evaluate_ensemble(runs, fusion or None, parse_weights(weights))
     for line in found["warnings"]:
         stderr.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -77,6 +79,45 @@ def ensemble(
     _show(title, found["metric"], found["candidates"], found["runs"], found)
     if as_json:
         print(json.dumps(found))
+
+
+def _distinct(paths: Sequence[Path]) -> list[RunFolder]:
+    """Returns the folders of the runs.
+
+    Raises:
+        ConfigError: one is given twice, which would count its opinion twice; weights are for that.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ConfigError(
+                f"--run {path} is given twice: each run once; --weights of `fedrec ensemble` weights them"
+            )
+        seen.add(path.resolve())
+    return [RunFolder(path) for path in paths]
+
+
+def best_alone(metric: str, runs: Sequence[dict[str, Any]], together: float, chosen: bool) -> str:
+    """Returns a sentence where one run is at least as good by itself as all of them together, else "".
+
+    Args:
+        metric: on validation.
+        runs: "run", its "weight" in the whole and its own "validation" score, of each.
+        together: the validation score of the whole.
+        chosen: weights were chosen on validation, not given.
+    """
+    for line in runs if chosen else ():
+        if line["weight"] == 1:
+            return (
+                f"one run alone is best: {line['run']}; no weighting with others does better by {metric} on validation"
+            )
+    best = max(runs, key=lambda line: line["validation"])
+    if best["validation"] >= together - _SAME:
+        return (
+            f"one run alone is at least as good: {best['run']} has {metric} {best['validation']:.4f} on validation, "
+            f"together they have {together:.4f}"
+        )
+    return ""
 
 
 def parse_weights(text: str) -> list[float] | None:
@@ -110,6 +151,8 @@ def _show(
         numbers = [line["weight"], line["validation"], *figures]
         table.add_row(_label(line), *("-" if number is None else f"{number:.4f}" for number in numbers))
     stderr.print(table)
+    if sentence := best_alone(metric, runs, ours["validation"], len(candidates) > 1):
+        stderr.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _label(line: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedrec_app.cli_check import class_at
 from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.plugins import Entry, Registry
 
@@ -59,11 +61,15 @@ def options_of(schema: type[BaseModel]) -> list[Option]:
 
 
 def summary_of(found: type) -> str:
-    """Returns what a class is, in one line: its own summary, or the first line of its docstring."""
+    """Returns what a class is, in one line: its own summary, the first line of its own docstring, or its path.
+
+    What it inherits says what its base is.
+    """
     for name in ("summary_line", "summary"):
-        if isinstance(text := getattr(found, name, ""), str) and text:
+        if isinstance(text := vars(found).get(name), str) and text:
             return text
-    return (inspect.getdoc(found) or "").partition("\n")[0]
+    line = inspect.cleandoc(found.__doc__ or "").partition("\n")[0]
+    return line or f"{found.__module__}:{found.__qualname__}"
 
 
 def add_list(commands: typer.Typer, kinds: str, registry: Callable[[], Registry[Any]]) -> None:
@@ -77,7 +83,9 @@ def add_list(commands: typer.Typer, kinds: str, registry: Callable[[], Registry[
 
     @commands.command("list", help=f"List the {kinds} that are installed, where each comes from, and its options.")
     def list_installed(
-        name: Annotated[str, typer.Argument(help="Show this one in full; all if left out.")] = "",
+        name: Annotated[
+            str, typer.Argument(help="Show this one in full: a name, package.module:Class, or file.py:Class.")
+        ] = "",
         options: Annotated[
             bool, typer.Option("--options", help="Show all options in full, those of parts too.")
         ] = False,
@@ -91,14 +99,16 @@ def show_list(registry: Registry[Any], name: str, with_options: bool, as_json: b
 
     Args:
         registry: which.
-        name: the one to show in full; "" for all.
+        name: the one to show in full, by name, "package.module:Class", "file.py" or "file.py:Class"; "" for all.
         with_options: show the options of all, and what those of a strategy's parts do.
         as_json: print a JSON list, with everything in it.
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: no such name or class.
     """
     described = [_described(entry) for entry in registry.listing() if name in ("", entry.name)]
+    if not described and re.search(r":|\.py$", name):
+        described = [_described(_at(registry, name))]
     if not described:
         raise ConfigError(unknown(registry.kind, name, {entry.name for entry in registry.listing()}))
     if as_json:
@@ -112,7 +122,13 @@ def show_list(registry: Registry[Any], name: str, with_options: bool, as_json: b
             if not entry["options"] and not entry["problem"]:
                 _print_line(2, "", "takes no options")
         asked = {option["name"] for entry in described for option in entry["options"]}
-        _print_parts(registry.kind, asked, with_options)
+        _print_parts(asked if registry.kind == "strategy" else (), with_options)
+
+
+def _at(registry: Registry[Any], path: str) -> Entry[Any]:
+    """Returns the class at a path as an entry, whether it is installed or not."""
+    found = class_at(registry, path)
+    return Entry(getattr(found, "name", "") or found.__name__, "by path", path, found)
 
 
 def _described(entry: Entry[Any]) -> dict[str, Any]:
@@ -166,9 +182,9 @@ def _print_line(indent: int, name: str, text: str, style: str = "") -> None:
     stdout.print(line, soft_wrap=True)
 
 
-def _print_parts(kind: str, options: Collection[str], in_full: bool) -> None:
+def _print_parts(options: Collection[str], in_full: bool) -> None:
     hint = "" if in_full else " (in full with --options)"
-    for option, registry in _parts(kind).items():
+    for option, registry in strategy_parts().items() if options else ():
         if option in options:
             stdout.print()
             _print_line(0, option, f': a name, or {{"name": ..., options}}{hint}')
@@ -182,10 +198,8 @@ def _values(option: Mapping[str, str]) -> str:
     return f"{option['type']} {option['allowed']}".strip() + f"; {default}"
 
 
-def _parts(kind: str) -> dict[str, Registry[Any]]:
-    """Returns what options of strategies choose from, by the option's name; nothing for other kinds."""
-    if kind != "strategy":
-        return {}
+def strategy_parts() -> dict[str, Registry[Any]]:
+    """Returns what options of strategies choose from, by the option's name."""
     from strategies.aggregators import Aggregator
     from strategies.compose import AGGREGATORS, SERVER_OPTIMIZERS
     from strategies.optimizers import ServerOptimizer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedrec_app.cli_check import class_at, show_report
-from fedrec_app.cli_plugins import add_list, stderr, stdout
-from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.cli_plugins import add_list, stderr, stdout, strategy_parts
+from fedrec_app.errors import ConfigError
 from fedrec_app.plugins import Registry
 
 if TYPE_CHECKING:
@@ -34,21 +34,18 @@ def check(
 ) -> None:
     """Run the conformance kit on a strategy: which check fails, on what input, and why."""
     from fedrec_app.config import parse_options
-    from fedrec_app.conformance import Report
+    from fedrec_app.plugins import plug_in_code
+    from strategies.registry import CALLED_WITH, GROUP
+    from strategies.settings import Settings
     from strategies.testing import run_all
 
     found = strategy_at(path)
     given = parse_options(options, "--options")
-    try:
-        found(given)
-    except FedrecError:
-        raise
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{found.__name__} cannot be made with the options {given}: {said}") from error
+    with plug_in_code("strategy", path, found, GROUP, CALLED_WITH):
+        found(given, Settings(), None)  # as a run calls it
     for line in advice(found):
         stderr.print(f"[yellow]warning:[/] {line}", highlight=False, soft_wrap=True)
-    show_report(Report(run_all(lambda: found(given)).results), found.__name__)
+    show_report(run_all(lambda: found(given)), found.__name__)
 
 
 @strategy_commands.command()
@@ -57,15 +54,16 @@ def new(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; ./NAME if left out.")] = None,
 ) -> None:
     """Write a package with a strategy of your own: entry point, options, tests with the kit, README."""
-    from fedrec_app.strategy_template import write_package
+    from fedrec_app.strategy_template import named_in, write_package
     from strategies.registry import STRATEGIES
 
     folder = out or Path(name)
     for file in write_package(name, folder, STRATEGIES.names()):
         stdout.print(str(file), markup=False, highlight=False, soft_wrap=True)
     # Absolute: of a bare name pip would fetch somebody else's package.
-    then = f"next: pip install {folder.absolute()} && fedrec strategy check {name}"
-    stderr.print(then, markup=False, highlight=False, soft_wrap=True)
+    then = f"next: pip install -e {folder.absolute()} && fedrec strategy check {name}"
+    for line in (then, f"its class is named in two places: {' and '.join(named_in(name))}"):
+        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def strategy_at(path: str) -> type[RecStrategy]:
@@ -74,16 +72,55 @@ def strategy_at(path: str) -> type[RecStrategy]:
     Args:
         path: "file.py", "file.py:Class", "package.module:Class", or a name that settings take.
 
+    An aggregator or a server optimiser comes as a strategy that is plain but for it.
+
     Raises:
         ConfigError: there is none, there are several, or it is not one that the kit can check.
     """
     from strategies.base import RecStrategy
     from strategies.registry import STRATEGIES
 
-    found = class_at(STRATEGIES, path)
+    parts = strategy_parts()
+    found = class_at(STRATEGIES, path, *parts.values())
+    for part in parts.values():
+        if issubclass(found, part.base):
+            said = f"{found.__name__} is of the kind {part.kind!r}: the kit gets a strategy that is plain but for it"
+            stderr.print(said, markup=False, highlight=False, soft_wrap=True)
+            return plain_but_for(found)
     if not issubclass(found, RecStrategy):
         raise ConfigError(f"{path!r} is {found.__name__}, no fedrec_app.api.RecStrategy: the kit cannot check it")
     return found
+
+
+def plain_but_for(part: type[Any]) -> type[RecStrategy]:
+    """Returns a strategy that takes the weighted mean and adds it, but for one part; its options are the part's too.
+
+    Args:
+        part: an Aggregator or a ServerOptimizer.
+    """
+    from strategies.aggregators import Aggregator
+    from strategies.base import RecStrategy
+    from strategies.options import UnitOptions, WithAggregator, WithServerOptimizer
+
+    if issubclass(part, Aggregator):
+        slot, around = "make_aggregator", WithServerOptimizer if part.counts_rows else UnitOptions
+    else:
+        slot, around = "make_server_optimizer", WithAggregator
+    body = {
+        "__module__": part.__module__,
+        "name": part.name,
+        "api_version": getattr(part, "api_version", None),
+        "Options": _merged(around, part.Options),
+        slot: lambda strategy: part(strategy.options),
+    }
+    return type(part.__name__, (RecStrategy,), body)
+
+
+def _merged(around: type[Any], own: type[Any]) -> type[Any]:
+    """Returns a schema with the fields of both."""
+    if issubclass(around, own) or issubclass(own, around):
+        return around if issubclass(around, own) else own
+    return type("Options", (around, own), {"__module__": __name__})
 
 
 def advice(found: type[RecStrategy]) -> list[str]:

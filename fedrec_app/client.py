@@ -26,6 +26,7 @@ from fedrec_app.evaluation.evaluate import evaluate_cohort
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.models.base import Recommender, initialise, model_hash
+from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.private_state import PrivateState
 from fedrec_app.records import CONTROL, COUNT, DELTA, ROWS, STAT, Arrays, Ask, Said, changed_rows
 from fedrec_app.training.node import fit_node
@@ -130,6 +131,8 @@ class RecommenderClient(NumPyClient):
         Raises:
             FedrecError: the parameters do not fit the model.
         """
+        if isinstance(self.model, ClosedForm):
+            return self._sums_over_users(self.model, config)
         shared = self._shared(parameters, config)
         server_round = int(config.get(Ask.ROUND, 1))
         wants_delta = config.get(Ask.UPDATE) == "delta"
@@ -164,6 +167,26 @@ class RecommenderClient(NumPyClient):
             **({name: sums.scalars.get(name, 0.0) for name in plan.part.scalars} if plan.part else {}),
         }
         return list(arrays.values()), int(sums.num_examples), metrics
+
+    def _sums_over_users(
+        self, model: ClosedForm, config: Mapping[str, Any]
+    ) -> tuple[list[NDArray], int, dict[str, Any]]:
+        """Returns "stat/<name>" arrays, as `fit` does.
+
+        Raises:
+            FedrecError: they were not asked for, or they are of too few users to leave the node.
+        """
+        if config.get(Ask.UPDATE) != "statistics":
+            raise FedrecError(f"model {model.name!r} is solved and not trained: only statistics can be asked for")
+        users, least = int((self.cohort.train.lengths > 0).sum()), self.config.privacy.min_cohort
+        if 0 < users < least:
+            raise FedrecError(f"statistics of {users} users stay here: privacy.min-cohort is {least}")
+        arrays = {STAT + name: array for name, array in model.statistics(self.cohort).items()}
+        examples = len(self.cohort.train.items)
+        return list(arrays.values()), examples, {
+            Said.NUM_EXAMPLES: examples, Said.NUM_USERS: users, Said.WEIGHT: float(users), Said.LOSS: 0.0,
+            Said.ROUND: int(config.get(Ask.ROUND, 1)), ARRAYS_OUT: json.dumps(list(arrays)),
+        }  # fmt: skip
 
     def evaluate(self, parameters: list[NDArray], config: Mapping[str, Any]) -> tuple[float, int, dict[str, Any]]:
         """Returns (1 - `evaluate.metric`, number of users evaluated, means over them); arguments as for `judge`."""

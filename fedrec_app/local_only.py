@@ -20,7 +20,8 @@ from fedrec_app.data.cohort import Cohort, Part
 from fedrec_app.errors import ConfigError
 from fedrec_app.evaluation.evaluate import evaluate_cohort
 from fedrec_app.evaluation.metrics import finalise
-from fedrec_app.models.base import initialise
+from fedrec_app.models.base import Recommender, initialise
+from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import make_model
 from fedrec_app.records import DELTA, Arrays
 from fedrec_app.seeding import stream_key
@@ -64,6 +65,8 @@ def _train_alone(config: RunConfig, catalog: Catalog, cohort: Cohort, user: int,
     alone = cohort.select(np.array([user]))
     own_seed = stream_key(config.seed, "local-only", alone.user_ids[0]) % 2**31
     model = initialise(make_model(config.model), catalog, alone, own_seed)
+    if isinstance(model, ClosedForm):
+        return _solve_alone(config, model, alone, part)
     shared: Arrays = {n: model.get_parameter(n).detach().numpy().copy() for n in model.shared_names()}
     rows: Arrays = {n: model.get_parameter(n).detach().numpy().copy() for n in model.private_names()}
     rows = with_optimizer_state(rows, str(config.train.optimizer))
@@ -76,6 +79,18 @@ def _train_alone(config: RunConfig, catalog: Catalog, cohort: Cohort, user: int,
         sums = fit_users(model, alone, shared, rows, plan)
         update = Update({DELTA + name: delta for name, delta in sums.delta.items()}, {"weight": sums.weight})
         shared = strategy.server_step(shared, strategy.aggregate(iter([update]), shared), local_round)
+    return _scores(config, model, shared, rows, alone, part)
+
+
+def _solve_alone(config: RunConfig, model: ClosedForm, alone: Cohort, part: Part) -> torch.Tensor:
+    sums = model.sums()
+    sums.add(model.statistics(alone), len(alone))
+    return _scores(config, model, sums.solve(), {}, alone, part)
+
+
+def _scores(
+    config: RunConfig, model: Recommender, shared: Arrays, rows: Arrays, alone: Cohort, part: Part
+) -> torch.Tensor:
     plan = FitPlan.to_serve(config.train, config.seed, config.num_server_rounds)
     epochs = int(config.evaluate.fold_in_epochs)
     scores = scorer(model, shared, rows, alone.before(part), np.array([0]), plan, epochs, f"fold-in-{part}")

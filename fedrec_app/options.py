@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fedrec_app.errors import ConfigError, unknown
 
@@ -36,8 +39,10 @@ def validate_options(schema: type[BaseModel], options: Mapping[str, Any], owner:
         owner: who they belong to, for the error ("strategy 'fedadam'").
 
     Raises:
-        ConfigError: an option is unknown or a value does not fit.
+        ConfigError: an option is unknown, has no value, or a value does not fit; or the schema is none.
     """
+    if problem := schema_problem(schema):
+        raise ConfigError(f"{owner}: {problem}")
     given = {key.replace("-", "_"): value for key, value in options.items()}
     problems = [
         unknown(f"option of {owner}", key, schema.model_fields) for key in given if key not in schema.model_fields
@@ -48,6 +53,39 @@ def validate_options(schema: type[BaseModel], options: Mapping[str, Any], owner:
         return schema.model_validate(given)
     except ValidationError as error:
         raise ConfigError(f"options of {owner}: {'; '.join(readable(error, given))}") from None
+
+
+def schema_problem(schema: object) -> str:
+    """Returns why what a class calls its `Options` cannot serve, or "": no pydantic model, or a default that does not
+    fit its own field, which pydantic would take as it is."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return _wrong_defaults(schema)
+    shown = f"the class {schema.__qualname__}" if isinstance(schema, type) else repr(schema)
+    return (
+        f"its Options is {shown}, which is no pydantic model: derive it from one of the option classes in "
+        "fedrec_app.api"
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _wrong_defaults(schema: type[BaseModel]) -> str:
+    """Returns the defaults that do not fit; remembered, because options are checked for each message."""
+    fields: dict[str, Any] = {
+        name: (field.annotation, copy.copy(field))
+        for name, field in schema.model_fields.items()
+        if not field.is_required()
+    }
+    config = ConfigDict(**{**schema.model_config, "validate_default": True})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names that the author was warned of already
+            # A model without the author's validators: those may ask for options that have no default.
+            create_model("Defaults", __config__=config, **fields)()
+    except ValidationError as error:
+        return f"a default does not fit its own option: {'; '.join(readable(error, {}))}"
+    except Exception:  # made of fields that cannot stand alone, such as a default that is computed from another
+        return ""
+    return ""
 
 
 def readable(error: ValidationError, given: Mapping[str, Any]) -> list[str]:
@@ -63,6 +101,8 @@ def readable(error: ValidationError, given: Mapping[str, Any]) -> list[str]:
         rules = [_rule(problem) for problem in problems if problem["type"] != "literal_error"]
         if not key:
             lines += rules
+        elif all(problem["type"] == "missing" for problem in problems):
+            lines += [f"{'.'.join(map(str, problem['loc']))} has no value: give one" for problem in problems]
         elif not rules:
             lines.append(unknown(key, str(value), choices))
         else:

@@ -12,12 +12,15 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from fedrec_app.errors import ConfigError, FedrecError, unknown
+from fedrec_app.options import schema_problem
+from fedrec_app.plugin_faults import call_problem, described, import_problem, missing_class, path_problem
 
 API_VERSION = 1
 _BUILT_IN = "built-in"
@@ -70,9 +73,9 @@ class Registry(Generic[Base]):
 
         Raises:
             ConfigError: nothing of that name, two packages offer it, it cannot be imported, it derives from something
-                else, or it was written for another API.
+                else, its options are no schema, or it was written for another API.
         """
-        return self._checked(name, *_located(self.kind, name, self.built_in, self.group))
+        return self._checked(name, *self._located(name))
 
     def names(self) -> list[str]:
         """Returns the names that `find` takes, sorted; whether their classes can be imported is not looked at."""
@@ -104,16 +107,44 @@ class Registry(Generic[Base]):
     def _checked(self, name: str, path: str, package: str) -> type[Base]:
         found = load(self.kind, name, path, package)
         if not issubclass(found, self.base):
-            raise ConfigError(f"{self.kind} {name!r} is {found.__name__}, which is not a {self.contract}")
+            raise ConfigError(
+                f"{self.kind} {name!r} is the class {path!r}{_of(package)}, which does not derive from {self.contract}"
+            )
         if inspect.isabstract(found):
             lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             raise ConfigError(f"{self.kind} {name!r}: {found.__name__} does not define {lacking}")
         return found
 
+    def _located(self, name: str) -> tuple[str, str]:
+        """Returns the "package.module:Class" of a name, and which package offers it, "" where none does."""
+        offers = _offered(self.group).get(name, [])
+        if name in self.built_in:
+            for point in offers:
+                _say_ignored(self.kind, name, _package(point), _by_path(point))
+            return self.built_in[name], ""
+        if ":" in name:
+            return name, ""
+        if not offers:
+            raise self._unknown(name)
+        if len(offers) > 1:
+            both = " and ".join(_package(point) for point in offers)
+            paths = " or ".join(repr(point.value) for point in offers)
+            raise ConfigError(f"{self.kind} {name!r} is offered by {both}: uninstall one, or name the class, {paths}")
+        return offers[0].value, _package(offers[0])
+
+    def _unknown(self, name: str) -> ConfigError:
+        if problem := path_problem(name) if "." in name or "/" in name else "":
+            return ConfigError(f"unknown {self.kind} {name!r}: {problem}")
+        works = {entry.name for entry in self.listing() if entry.found is not None}
+        return ConfigError(
+            f'{unknown(self.kind, name, works)}, or "package.module:Class" (a plug-in must be installed where the run '
+            "runs)"
+        )
+
 
 def find(kind: str, name: str, built_in: Mapping[str, str], group: str) -> type:
     """Returns the class called `name`, whatever it derives from; see `Registry`."""
-    return load(kind, name, *_located(kind, name, built_in, group))
+    return Registry(kind, built_in, group, object, "object").find(name)
 
 
 def load(kind: str, name: str, path: str, package: str = "") -> type:
@@ -126,25 +157,56 @@ def load(kind: str, name: str, path: str, package: str = "") -> type:
         package: which installed package offers it, "" where none does.
 
     Raises:
-        ConfigError: it cannot be imported, is no class, or was written for another API.
+        ConfigError: it cannot be imported, is no class, its options are no schema, or it was written for another API.
     """
-    offered = f" of package {package}" if package else ""
-    where = f"{kind} {name!r} cannot be loaded from {path!r}{offered}"
+    where = f"{kind} {name!r} cannot be loaded{'' if name == path else f' from {path!r}'}{_of(package)}"
+    if problem := path_problem(path):
+        raise ConfigError(f"{where}: {problem}")
     module, _, attributes = path.partition(":")
-    if not module or not attributes:
-        raise ConfigError(f'{where}: "package.module:Class" is expected')
     try:
-        found = functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
-    except Exception as error:  # a module of somebody else's may raise anything
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a module of somebody else's may raise anything
+        raise ConfigError(f"{where}: {import_problem(error, module, package)}") from error
+    try:
+        found = functools.reduce(getattr, attributes.split("."), imported)
+    except AttributeError as error:
+        raise ConfigError(f"{where}: {missing_class(imported, attributes, package)}") from error
     if not isinstance(found, type):
-        raise ConfigError(f"{kind} {name!r}: {path!r} is a {type(found).__name__}, a class is expected")
-    check_api_version(kind, name, found, package.partition(" ")[0] or module.partition(".")[0])
+        raise ConfigError(f"{kind} {name!r}: {path!r}{_of(package)} is a {type(found).__name__}, a class is expected")
+    check_declarations(kind, name, found, package.partition(" ")[0] or module.partition(".")[0])
     return found
 
 
-def check_api_version(kind: str, name: str, found: type, package: str) -> None:
-    """Raises a ConfigError that says what to do where a class was written for another `API_VERSION`.
+@contextmanager
+def plug_in_code(kind: str, name: str, found: type, group: str, called_with: Sequence[str]) -> Iterator[None]:
+    """Runs what may be somebody else's constructor; what it raises becomes an error that names it and its line.
+
+    Args:
+        kind: what it is, for the error.
+        name: what settings call it.
+        found: the class that is called.
+        group: the entry-point group of its kind.
+        called_with: names of the arguments, which are given by position.
+
+    Raises:
+        ConfigError: anything was raised that is no FedrecError.
+    """
+    try:
+        yield
+    except FedrecError:
+        raise
+    except (Exception, SystemExit) as error:
+        path = f"{found.__module__}:{found.__qualname__}"
+        points = [point for offers in _offered(group).values() for point in offers if point.value == path]
+        # A name that is a path says it already.
+        where = "" if ":" in name or name.endswith(".py") else f" ({path}{_of(_package(points[0])) if points else ''})"
+        why = call_problem(error, found, called_with) or described(error, found.__module__)
+        raise ConfigError(f"{kind} {name!r}{where} cannot be made: {why}") from error
+
+
+def check_declarations(kind: str, name: str, found: type, package: str) -> None:
+    """Raises a ConfigError that says what to do where a class was written for another `API_VERSION`, or its `Options`
+    are no schema or have a default that does not fit.
 
     Args:
         kind: what it is, for the error.
@@ -153,35 +215,17 @@ def check_api_version(kind: str, name: str, found: type, package: str) -> None:
         package: where it comes from.
     """
     declared = getattr(found, "api_version", None)
-    if declared is None or declared == API_VERSION:
-        return
-    if not isinstance(declared, int):
+    if declared is not None and not isinstance(declared, int):
         raise ConfigError(f"{kind} {name!r}: its api_version is {declared!r}, a whole number is expected")
-    newer = f"update fedrec, or install a version of {package!r} for API {API_VERSION}"
-    older = f"update {package!r}, or install a fedrec with API {declared}"
-    raise ConfigError(
-        f"{kind} {name!r} was written for fedrec's plug-in API {declared}, this is {API_VERSION}: "
-        f"{newer if declared > API_VERSION else older}"
-    )
-
-
-def _located(kind: str, name: str, built_in: Mapping[str, str], group: str) -> tuple[str, str]:
-    """Returns the "package.module:Class" of a name, and which package offers it, "" where none does."""
-    offers = _offered(group).get(name, [])
-    if name in built_in:
-        for point in offers:
-            _say_ignored(kind, name, _package(point), _by_path(point))
-        return built_in[name], ""
-    if ":" in name:
-        return name, ""
-    if not offers:
-        allowed = unknown(kind, name, [*built_in, *_offered(group)])
-        raise ConfigError(f'{allowed}, or "package.module:Class" (a plug-in must be installed where the run runs)')
-    if len(offers) > 1:
-        both = " and ".join(_package(point) for point in offers)
-        paths = " or ".join(repr(point.value) for point in offers)
-        raise ConfigError(f"{kind} {name!r} is offered by {both}: uninstall one, or name the class, {paths}")
-    return offers[0].value, _package(offers[0])
+    if declared not in (None, API_VERSION):
+        newer = f"update fedrec, or install a version of {package!r} for API {API_VERSION}"
+        older = f"update {package!r}, or install a fedrec with API {declared}"
+        raise ConfigError(
+            f"{kind} {name!r} was written for fedrec's plug-in API {declared}, this is {API_VERSION}: "
+            f"{newer if declared > API_VERSION else older}"
+        )
+    if hasattr(found, "Options") and (problem := schema_problem(found.Options)):
+        raise ConfigError(f"{kind} {name!r}: {problem}")
 
 
 def _offered(group: str) -> dict[str, list[EntryPoint]]:
@@ -206,6 +250,10 @@ def _say_ignored(kind: str, name: str, package: str, hint: str) -> None:
 
 def _package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+
+
+def _of(package: str) -> str:
+    return f" of package {package}" if package else ""
 
 
 def _by_path(point: EntryPoint) -> str:

@@ -46,7 +46,7 @@ def write_report(folder: RunFolder) -> Path:
     lines = [f"# {summary['model']} by {summary['strategy']} on {summary['data']}", ""]
     if "warning" in summary:
         lines += [f"**{summary['warning']}**", ""]
-    lines += [*_result_lines(summary), "", *_facts(summary), ""]
+    lines += [*_fusion_lines(summary), *_result_lines(summary), "", *_facts(summary, folder), ""]
     lines += [*_pictures(folder, summary, records), "## Settings", "", "```toml", *_settings(folder), "```", ""]
     path = folder.path / REPORT
     write_atomically(path, "\n".join(lines).encode())
@@ -84,17 +84,65 @@ def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _result_lines(summary: dict[str, Any]) -> list[str]:
     users = summary["test"].get("num_users", 0)
+    which = f"parameters of round {summary['best_round']} (best on validation)"
+    if "fusion" in summary:
+        which = "the fused parameters"
     lines = [
-        f"Test, {users} users, parameters of round {summary['best_round']} (best on validation). Full ranking over the "
+        f"Test, {users} users, {which}. Full ranking over the "
         "catalogue unless said otherwise; intervals by Poisson bootstrap over users.",
         "",
         "| metric | value | 95 % interval |",
         "|---|---|---|",
     ]
-    return [*lines, *(f"| {name} | {value} | {interval} |" for name, value, interval in result_rows(summary))]
+    lines += [f"| {name} | {value} | {interval} |" for name, value, interval in result_rows(summary)]
+    return [*lines, *(f"\nNote: {remark}." for remark in summary.get("remarks", []))]
 
 
-def _facts(summary: dict[str, Any]) -> list[str]:
+def _fusion_lines(summary: dict[str, Any]) -> list[str]:
+    """Returns what a fused run is made of, and nothing for another one."""
+    if "fusion" not in summary:
+        return []
+    fusion = summary["fusion"]
+    parents, metric = fusion["parents"], fusion["metric"]
+    aligned = ", rotated onto those of the best run" if fusion["aligned"] else ""
+    return [
+        f"A fusion of {len(parents)} runs: nothing was trained, parameters are the weighted mean of theirs{aligned}. "
+        f"Weighting: {fusion['weighting']}, the best on validation by {metric} "
+        f"({summary['validation'][metric]:.4f}).",
+        "",
+        f"| run | weight | {metric}, validation | {metric}, test |",
+        "|---|---|---|---|",
+        *(
+            f"| {parent['run']} | {parent['weight']:.4f} | {parent['validation']:.4f} | {_number(parent, metric)} |"
+            for parent in parents
+        ),
+        "",
+    ]
+
+
+def _number(parent: dict[str, Any], metric: str) -> str:
+    value = parent["test"].get(metric)
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _length(summary: dict[str, Any], folder: RunFolder) -> str:
+    """Returns how many rounds there were, and why no more."""
+    if "fusion" in summary:
+        return "no rounds: a fusion"
+    rounds = f"{summary['rounds']} rounds, {summary['seconds_per_round']:.2f} s a round (median)"
+    if not summary.get("stopped_early"):
+        return rounds
+    settings = folder.read_config() if (folder.path / CONFIG).is_file() else {}
+    asked = f" of {settings['num-server-rounds']}" if "num-server-rounds" in settings else ""
+    patience = settings.get("evaluate.early-stopping-rounds", "?")
+    metric = settings.get("evaluate.metric", "the metric")
+    return (
+        f"{rounds}; stopped early, after round {summary['rounds']}{asked}: no better {metric} on validation since "
+        f"round {summary['best_round']} (evaluate.early-stopping-rounds = {patience})"
+    )
+
+
+def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped_updates"].items()) or "none"
     skipped = summary["test"].get("num_without_held_out", 0)
     cold = f"; items that nobody trains on: {summary['cold_items']}" if "cold_items" in summary else ""
@@ -102,8 +150,7 @@ def _facts(summary: dict[str, Any]) -> list[str]:
         "## Run",
         "",
         f"- protocol {summary['protocol']}; unit of training: {summary['unit']}; seed {summary['seed']}",
-        f"- {summary['num_nodes']} nodes; {summary['rounds']} rounds, "
-        f"{summary['seconds_per_round']:.2f} s a round (median)",
+        f"- {summary['num_nodes']} nodes; {_length(summary, folder)}",
         f"- payload over all rounds: {summary['bytes_down'] / 1e6:.1f} MB to the nodes, "
         f"{summary['bytes_up'] / 1e6:.1f} MB back",
         f"- updates dropped: {dropped}; users with nothing held out: {skipped}{cold}",

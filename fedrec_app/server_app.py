@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from fedrec_app import __version__, node_data
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import RunConfig, TrainConfig, parse_options
-from fedrec_app.errors import FedrecError
+from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.models.base import Recommender, initialise, model_hash
+from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
 from fedrec_app.schedules import Schedule
 from fedrec_app.training.node import POOLED_BATCH
+from strategies import closed_form
 from strategies.base import RecStrategy
 from strategies.evaluation import FederatedEvaluation
 from strategies.registry import make_strategy
@@ -139,17 +141,18 @@ class _Run:
                 quarantined,
             )
         popularity = roster.sums.get("item-counts")
-        strategy = strategy_of(config, self.model.row_names(), roster)
+        strategy = strategy_of(config, self.model, roster)
         evaluation = FederatedEvaluation(popularity)
         judge = self._judge(evaluation, roster)
-        recorder = _Recorder(self.folder, config.num_server_rounds, config.evaluate.metric, watchers)
+        num_rounds = 1 if isinstance(self.model, ClosedForm) else config.num_server_rounds
+        recorder = _Recorder(self.folder, num_rounds, config.evaluate.metric, watchers)
         initial = to_record({n: self.model.get_parameter(n).detach().numpy() for n in self.model.shared_names()})
         # Ours know the roster; stock ones draw nodes from the grid.
         ours = isinstance(strategy, RecStrategy)
         grid = self.grid if ours else MembersOnly(self.grid, roster, config.strategy.join_timeout)
         progress = run_rounds(
             strategy, grid, initial,
-            num_rounds=config.num_server_rounds, timeout=config.strategy.round_timeout,
+            num_rounds=num_rounds, timeout=config.strategy.round_timeout,
             train_config=ConfigRecord({Ask.LINEAGE: lineage}),
             evaluate_config=ConfigRecord({Ask.LINEAGE: lineage, Ask.PART: "validation"}),
             evaluate=judge, evaluate_every=config.evaluate.every, metric=config.evaluate.metric,
@@ -158,6 +161,8 @@ class _Run:
         test = self._test(judge, evaluation, progress, lineage)
         self._write_model(progress, lineage, popularity)
         summary = self._summary(progress, test, roster, lineage)
+        if remarks := getattr(strategy, "remarks", []):
+            summary["remarks"] = remarks
         self.folder.write_summary(summary)
         report = write_report(self.folder)
         log(INFO, "done: best round %s; report: %s", progress.best_round, report)
@@ -243,12 +248,12 @@ class _Run:
         return summary
 
 
-def strategy_of(config: RunConfig, row_names: Iterable[str] = (), roster: Roster | None = None) -> Strategy:
+def strategy_of(config: RunConfig, model: Recommender, roster: Roster | None = None) -> Strategy:
     """Returns the strategy of a run.
 
     Args:
         config: resolved.
-        row_names: parameters of the model with a row an item.
+        model: of the run; bound, if the strategy is to start.
         roster: the nodes of the run; None before anybody knows them.
 
     Raises:
@@ -257,11 +262,22 @@ def strategy_of(config: RunConfig, row_names: Iterable[str] = (), roster: Roster
     c, train = config, config.train
     settings = Settings(
         seed=c.seed, fraction_train=c.strategy.fraction_train, min_nodes=c.strategy.min_nodes,
-        row_names=tuple(row_names), unit="node" if train.unit == "node" else "user", num_rounds=c.num_server_rounds,
-        schedule=Schedule.parse(c.strategy.schedule, "strategy.schedule"), local_optimizer=train.optimizer,
-        one_step=_takes_one_step(train, roster),
+        row_names=tuple(model.row_names()), unit="node" if train.unit == "node" else "user",
+        num_rounds=c.num_server_rounds, schedule=Schedule.parse(c.strategy.schedule, "strategy.schedule"),
+        local_optimizer=train.optimizer, one_step=_takes_one_step(train, roster),
         user_fraction=float(train.user_fraction),
     )  # fmt: skip
+    if isinstance(model, ClosedForm) != (c.strategy.name == closed_form.NAME):
+        kinds = ("is trained by gradients", "is solved in closed form")
+        raise ConfigError(
+            f"model {c.model.name!r} {kinds[isinstance(model, ClosedForm)]}, and strategy {c.strategy.name!r} is not "
+            'for such models: leave strategy.name at "auto"'
+        )
+    if isinstance(model, ClosedForm):
+        strategy = closed_form.ClosedForm(model.sums, settings, roster)
+        if problem := strategy.problem(None):
+            raise ConfigError(f"model {c.model.name!r} cannot be solved so: {problem}")
+        return strategy
     return make_strategy(c.strategy.name, parse_options(c.strategy.options, "strategy.options"), settings, roster)
 
 

@@ -87,8 +87,36 @@ class $cls(RecStrategy):
         return min(1.0, self.options.max_norm / norm) if norm > 0 else 1.0
 '''
 
-_TEST = '''\
-"""$cls keeps the contract of every strategy, and does what it is for."""
+_CONFORMANCE = '''\
+"""The strategy keeps the contract of every strategy.
+
+It is found as a run finds it, by its name: the entry point in pyproject.toml says which class that is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fedrec_app.api import CHECKS, applicable
+from strategies.registry import strategy_class
+
+Strategy: Any = strategy_class("$name")
+# With each of these the strategy is checked: options without a default are needed here, others are worth a line.
+OPTIONS: list[dict[str, Any]] = [{}]
+
+
+@pytest.mark.parametrize(
+    ("options", "check"),
+    [(options, check) for options in OPTIONS for check in applicable(lambda options=options: Strategy(options))],
+    ids=str,
+)
+def test_conforms(check: str, options: dict[str, Any]) -> None:
+    CHECKS[check](lambda: Strategy(options))
+'''
+
+_NUMBERS = '''\
+"""Replace me with your numbers: what the strategy, as it was made, does to a mean that was worked out by hand."""
 
 from __future__ import annotations
 
@@ -97,30 +125,28 @@ from typing import Any
 import numpy as np
 import pytest
 from fedrec_app.api import ConfigError, Update
-from strategies.testing import CHECKS, applicable
+from strategies.registry import strategy_class
 
-from $package.strategy import $cls
-
-
-@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5, "weighting": "users"}], ids=["defaults", "short steps"])
-@pytest.mark.parametrize("check", applicable($cls))
-def test_conforms(check: str, options: dict[str, Any]) -> None:
-    CHECKS[check](lambda: $cls(options))
+Strategy: Any = strategy_class("$name")
+pytestmark = pytest.mark.skipif(
+    "max_norm" not in Strategy.Options.model_fields,
+    reason="replace tests/test_numbers.py with your numbers: it is about the option max_norm, which is gone",
+)
 
 
 def test_steps_are_as_long_as_the_mean_or_as_max_norm() -> None:
     params = {"w": np.zeros(2, np.float32)}
     deltas = [([12.0, 0.0], 1.0), ([0.0, 12.0], 3.0)]  # weighted sums and their weights: the mean is (3, 3)
     updates = [Update({"delta/w": np.array(delta)}, {"weight": weight}) for delta, weight in deltas]
-    whole = $cls().aggregate(iter(updates), params)["w"]
+    whole = Strategy().aggregate(iter(updates), params)["w"]
     np.testing.assert_allclose(whole, [3.0, 3.0])
-    short = $cls({"max_norm": 1.0}).aggregate(iter(updates), params)["w"]
+    short = Strategy({"max_norm": 1.0}).aggregate(iter(updates), params)["w"]
     np.testing.assert_allclose(short, [0.5**0.5, 0.5**0.5])
 
 
 def test_a_norm_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_norm"):
-        $cls({"max_norm": 0})
+        Strategy({"max_norm": 0})
 '''
 
 _README = """\
@@ -136,7 +162,7 @@ Into the environment where fedrec is installed, on every machine that runs part 
 
 ## Check
 
-    pip install '.[dev]' && pytest
+    pip install -e '.[dev]' && pytest
     fedrec strategy check $name
     fedrec strategy list $name
 
@@ -152,10 +178,18 @@ README says what to set before.
 
 ## Make it yours
 
-`$package/strategy.py` is all there is: override `aggregate` for another rule, `server_step` for another step; what
-comes from nodes has been validated before either sees it. `api_version` says which plug-in API of fedrec it was written
-for: a fedrec with another one refuses it, and says what to do. `tests/test_strategy.py` runs fedrec's conformance kit,
-which finds most mistakes.
+Edit `$package/strategy.py`: override `aggregate` for another rule, `server_step` for another step; what comes from
+nodes has been validated before either sees it. `api_version` says which plug-in API of fedrec it was written for: a
+fedrec with another one refuses it, and says what to do.
+
+| file | what to do with it |
+|---|---|
+| `tests/test_conformance.py` | runs fedrec's kit, which finds most mistakes: keep it, add options to its list |
+| `tests/test_numbers.py` | is about `max_norm`: replace it with numbers that you worked out for your rule |
+
+Two places name the class `$cls`: `$package/strategy.py`, and the entry point in `pyproject.toml`. Rename it in both,
+then install again. The name `$name` stands in `strategy.py` (`name`), in `pyproject.toml` (the key of the entry point)
+and in the tests.
 """
 
 _FILES = {
@@ -163,7 +197,8 @@ _FILES = {
     "README.md": _README,
     "$package/__init__.py": _INIT,
     "$package/strategy.py": _STRATEGY,
-    "tests/test_strategy.py": _TEST,
+    "tests/test_conformance.py": _CONFORMANCE,
+    "tests/test_numbers.py": _NUMBERS,
 }
 
 
@@ -194,6 +229,11 @@ def write_package(name: str, folder: Path, taken: Collection[str]) -> list[Path]
         target.write_text(Template(text).substitute(words), encoding="utf-8")
         written.append(target)
     return written
+
+
+def named_in(name: str) -> tuple[str, str]:
+    """Returns where a new package names its class: a rename that leaves one of them out breaks it."""
+    return f"{name.replace('-', '_')}/strategy.py", "the entry point in pyproject.toml (install again after a change)"
 
 
 def module_name(name: str, taken: Collection[str]) -> str:

@@ -2,6 +2,7 @@
 
 class Halve(RecStrategy):
     name = "halve"
+    api_version = 1
 
     def aggregate(self, updates, params):
         return {name: delta / 2 for name, delta in super().aggregate(updates, params).items()}
@@ -59,6 +60,7 @@ class RecStrategy(Strategy):
         Options: schema of the options.
         weighted: a weight of 3 counts like three units of weight 1; as the aggregator says, unless the class says.
         zero_is_identity: nodes that changed nothing leave the parameters as they are in a first round.
+        follows_delta: where all nodes send the same delta, the first step does not go the other way.
         depends_on_arrival: a round aggregates those updates that come first; such a strategy has an `exchange` of its
             own.
         client_part: what changes in local training.
@@ -73,6 +75,7 @@ class RecStrategy(Strategy):
     needs: Literal["sums", "individual"] = "sums"
     weighted: bool | None = None
     zero_is_identity: ClassVar[bool] = True
+    follows_delta: ClassVar[bool] = True
     depends_on_arrival: ClassVar[bool] = False
     Options: ClassVar[type[StrategyOptions]] = MeanOptions
     client_part: ClassVar[type[ClientPart] | None] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from fedrec_app.errors import ConfigError
-from fedrec_app.plugins import find
+from fedrec_app.plugins import find, plug_in_code
 from strategies.aggregators import Aggregator
 from strategies.optimizers import ServerOptimizer
 from strategies.options import Choice
@@ -52,7 +52,9 @@ def _make(kind: str, choice: Choice, built_in: dict[str, str], contract: type[Pa
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f'{kind} is {choice}: a name or {{"name": ..., options}} is expected')
-    found = find(kind, name, built_in, f"fedrec.{kind.replace(' ', '_')}s")
+    group = f"fedrec.{kind.replace(' ', '_')}s"
+    found = find(kind, name, built_in, group)
     if not issubclass(found, contract):
         raise ConfigError(f"{kind} {name!r} is {found.__name__}, which is not a {contract.__name__}")
-    return found(options)
+    with plug_in_code(kind, name, found, group, ("options",)):
+        return found(options)

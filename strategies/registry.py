@@ -9,7 +9,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedrec_app.errors import ConfigError, unknown
-from fedrec_app.plugins import Registry
+from fedrec_app.plugins import Registry, plug_in_code
 from fedrec_app.schedules import Schedule
 from strategies.base import RecStrategy
 from strategies.rollcall import Roster
@@ -33,7 +33,11 @@ BUILT_IN = {
     "multi-krum": "strategies.multi_krum:MultiKrum",
     "norm-bound": "strategies.norm_bound:NormBound",
 }
-STRATEGIES = Registry("strategy", BUILT_IN, GROUP, Strategy, "flwr.serverapp.strategy.Strategy")
+STRATEGIES = Registry(
+    "strategy", BUILT_IN, GROUP, Strategy, "fedrec_app.api.RecStrategy (or flwr.serverapp.strategy.Strategy)"
+)
+CALLED_WITH = ("options", "settings", "roster")
+"""What the constructor of a RecStrategy is called with, by position."""
 
 
 def strategy_class(name: str) -> type[Strategy]:
@@ -56,14 +60,12 @@ def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster
         roster: the nodes of the run; None while nobody knows them.
 
     Raises:
-        ConfigError: an option is unknown or does not fit, or the strategy makes no sense in this run.
+        ConfigError: an option is unknown or does not fit, the strategy makes no sense in this run, or its constructor
+            fails.
     """
     found = strategy_class(name)
     if issubclass(found, RecStrategy):
-        strategy = found(options, settings, roster)
-        if problem := strategy.problem(strategy.nodes_a_round()):
-            raise ConfigError(f"strategy {name!r} makes no sense here: {problem}")
-        return strategy
+        return _ours(name, found, options, settings, roster)
     if settings.schedule != Schedule():
         raise ConfigError(f"strategy {name!r} is not of this package and knows no strategy.schedule: leave it constant")
     known = _parameters(found)
@@ -79,10 +81,27 @@ def make_strategy(name: str, options: dict[str, Any], settings: Settings, roster
     }
     arguments = {key: value for key, value in offered.items() if key in known}
     arguments.update({key.replace("-", "_"): value for key, value in options.items()})
-    try:
-        return found(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"strategy {name!r} refuses its options {options}: {error}") from error
+    with plug_in_code("strategy", name, found, GROUP, ()):
+        try:
+            return found(**arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"strategy {name!r} refuses its options {options}: {error}") from error
+
+
+def _ours(
+    name: str, found: type[RecStrategy], options: dict[str, Any], settings: Settings, roster: Roster | None
+) -> RecStrategy:
+    with plug_in_code("strategy", name, found, GROUP, CALLED_WITH):
+        strategy = found(options, settings, roster)
+        if "evaluation" not in vars(strategy):
+            raise ConfigError(
+                f"strategy {name!r}: the __init__ of {found.__name__} does not call "
+                f"super().__init__({', '.join(CALLED_WITH)})"
+            )
+        problem = strategy.problem(strategy.nodes_a_round())
+    if problem:
+        raise ConfigError(f"strategy {name!r} makes no sense here: {problem}")
+    return strategy
 
 
 def _parameters(found: type) -> set[str]:

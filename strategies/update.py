@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -106,6 +106,10 @@ class Expected:
     rounds: Mapping[int, int] = field(default_factory=dict)
     lasting: bool = False
 
+    def asked_round(self, node: int) -> int:
+        """Returns the round that a node was asked for."""
+        return self.rounds.get(node, self.server_round)
+
 
 class BadReply(ValueError):
     """Why a reply is dropped: `reason` is a short key, the text says what was found."""
@@ -120,6 +124,10 @@ class Intake:
 
     Never raises for what a node sent, and keeps of an update its scalars alone.
 
+    Args:
+        expected: what a right reply looks like.
+        read: returns the update in a reply, or raises `BadReply`; `read_update` without it.
+
     Attributes:
         dropped: reason -> how many replies, or missing replies, were dropped for it.
         details: what was found in each of them.
@@ -127,7 +135,8 @@ class Intake:
         partitions: whose updates were valid, in the order of arrival.
     """
 
-    def __init__(self, expected: Expected) -> None:
+    def __init__(self, expected: Expected, read: Callable[[Message, Expected], Update] | None = None) -> None:
+        self._open = read or read_update
         self.dropped: dict[str, int] = {}
         self.details: list[str] = []
         self.scalars: dict[str, list[float]] = {key: [] for key in (*_SCALARS, *expected.scalars)}
@@ -156,7 +165,7 @@ class Intake:
             if node in self._seen:
                 raise BadReply("duplicate", f"partition {partitions[node]} replied twice")
             self._seen.add(node)
-            return read_update(message, self._expected)
+            return self._open(message, self._expected)
         except BadReply as error:
             self._drop(error.reason, f"node {node}: {error}")
             return None
@@ -166,11 +175,11 @@ class Intake:
         self.details.append(f"{reason}: {detail}"[:MAX_DETAIL])
 
 
-def read_update(message: Message, expected: Expected) -> Update:
-    """Returns the update in a reply.
+def opened(message: Message, expected: Expected) -> tuple[Arrays, dict[str, float], int]:
+    """Returns the arrays of a reply, whatever they are, its scalars and its partition.
 
     Raises:
-        BadReply: the reply is an error, of another round, or not exactly what was asked for.
+        BadReply: the reply is an error, of another round, or not in the form of one.
     """
     if message.has_error():
         raise BadReply("error-reply", f"code {message.error.code}: {_one_line(message.error.reason or '')}")
@@ -179,7 +188,7 @@ def read_update(message: Message, expected: Expected) -> Update:
     if not isinstance(record, ArrayRecord) or not isinstance(metrics, MetricRecord):
         raise BadReply("wrong-records", f"records {sorted(content)} where '{ARRAYS}' and '{METRICS}' are expected")
     node = message.metadata.src_node_id
-    asked_round = expected.rounds.get(node, expected.server_round)
+    asked_round = expected.asked_round(node)
     if metrics.get(Said.ROUND) != asked_round:
         raise BadReply("wrong-round", f"answers round {metrics.get(Said.ROUND)}, not {asked_round}")
     try:
@@ -187,6 +196,16 @@ def read_update(message: Message, expected: Expected) -> Update:
     except Exception as error:  # whatever a hostile payload makes numpy raise
         raise BadReply("unreadable", _one_line(str(error))) from None
     scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS), expected.scalars)
+    return arrays, scalars, expected.partitions[node]
+
+
+def read_update(message: Message, expected: Expected) -> Update:
+    """Returns the update in a reply.
+
+    Raises:
+        BadReply: the reply is an error, of another round, or not exactly what was asked for.
+    """
+    arrays, scalars, partition = opened(message, expected)
     _check_names(arrays, expected)
     num_rows = {}
     for name, param in expected.params.items():
@@ -200,7 +219,8 @@ def read_update(message: Message, expected: Expected) -> Update:
             _check_count(name, count, scalars[Said.WEIGHT])
         if (control := arrays.get(CONTROL + name)) is not None:
             _check_array(CONTROL + name, control, param.shape, param.dtype)
-    return Update(arrays, scalars, expected.partitions[node], asked_round - 1, num_rows)
+    base_round = expected.asked_round(message.metadata.src_node_id) - 1
+    return Update(arrays, scalars, partition, base_round, num_rows)
 
 
 def _check_names(arrays: Arrays, expected: Expected) -> None:

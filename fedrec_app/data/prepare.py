@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from fedrec_app.data import sources
 from fedrec_app.data.schema import LoadReport
-from fedrec_app.data.sources import amazon, movielens
+from fedrec_app.data.sources import amazon, lastfm, movielens
 from fedrec_app.errors import ConfigError, DataError
 
 _CHUNK = 1 << 20
@@ -74,6 +74,11 @@ RECIPES = {
         files=(amazon.RATINGS,),
         obtain="a folder with ratings.dat: lines of user,item,rating,timestamp made from the Amazon Instant Video "
         "5-core reviews (McAuley et al., SIGIR 2015)",
+    ),
+    "lastfm-2k": Recipe(
+        files=(lastfm.LISTENING, lastfm.FRIENDS, lastfm.ARTISTS),
+        obtain="a folder with user_artists.dat, user_friends.dat (two columns, no header) and artists.dat of the "
+        "HetRec 2011 Last.fm data of GroupLens (non-commercial use)",
     ),
 }
 

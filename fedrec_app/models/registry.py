@@ -5,12 +5,15 @@ from __future__ import annotations
 from fedrec_app.config import ModelConfig, parse_options, validate_options
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Recommender
-from fedrec_app.plugins import Registry
+from fedrec_app.plugins import Registry, plug_in_code
 
 GROUP = "fedrec.models"
 BUILT_IN = {
     "mf": "fedrec_app.models.mf:MatrixFactorization",
     "neumf": "fedrec_app.models.neumf:NeuMF",
+    "ease": "fedrec_app.models.ease:Ease",
+    "itemknn": "fedrec_app.models.itemknn:ItemKnn",
+    "popularity": "fedrec_app.models.popularity:Popularity",
 }
 MODELS = Registry("model", BUILT_IN, GROUP, Recommender, "fedrec_app.api.Recommender")
 
@@ -28,10 +31,11 @@ def make_model(config: ModelConfig) -> Recommender:
     """Returns the model that the configuration names, not bound yet.
 
     Raises:
-        ConfigError: the model or one of its options is unknown.
+        ConfigError: the model or one of its options is unknown, or its constructor fails.
     """
     found = model_class(config.name)
     options = validate_options(found.Options, parse_options(config.options, "model.options"), f"model {config.name!r}")
     if isinstance(config.embedding_dim, str):
         raise ConfigError("model.embedding-dim is 'auto': resolve the configuration first")
-    return found(config.embedding_dim, options)
+    with plug_in_code("model", config.name, found, GROUP, ("embedding_dim", "options")):
+        return found(config.embedding_dim, options)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ConfigRecord, Message
 
-from fedrec_app.conformance import require
+from fedrec_app.conformance import giving, require
 from fedrec_app.records import Arrays, from_record, to_record
 from strategies.base import RecStrategy
 from strategies.testing.nodes import PARAMS, TABLE, Answer, Nodes, asked_for, honest
@@ -21,11 +21,28 @@ Check = Callable[[Make], None]
 
 def fresh(make: Make, **settings: Any) -> RecStrategy:
     """Returns a new strategy with the kit's settings, and these on top."""
-    strategy = make()
+    with giving("its options"):
+        strategy = make()
     own = {"seed": 0, "fraction_train": 1.0, "min_nodes": 1, "row_names": (TABLE,), "unit": "user", **settings}
     strategy.settings = replace(strategy.settings, **own)
     strategy.roster = None
     return strategy
+
+
+def variant(make: Make, **options: Any) -> Make:
+    """Returns a factory of the same strategies with other options."""
+
+    def make_variant() -> RecStrategy:
+        strategy = make()
+        return type(strategy)({**strategy.options.model_dump(), **options})
+
+    return make_variant
+
+
+def takes(strategy: RecStrategy, part: Literal["aggregator", "server_optimizer"]) -> bool:
+    """Returns whether the option of that name decides on the part, which the class did not settle by itself."""
+    maker = f"make_{part}"
+    return hasattr(strategy.options, part) and getattr(type(strategy), maker) is getattr(RecStrategy, maker)
 
 
 def fresh_params() -> Arrays:
@@ -56,7 +73,8 @@ class Run:
         """Returns the messages of the next round."""
         self.rounds += 1
         arrays = to_record(self.params)
-        return list(self.strategy.configure_train(self.rounds, arrays, ConfigRecord({}), self.nodes))
+        with giving(f"round {self.rounds} to configure_train"):
+            return list(self.strategy.configure_train(self.rounds, arrays, ConfigRecord({}), self.nodes))
 
     def round(self, answers: Sequence[Answer] | None = None, may_skip: bool = False) -> Arrays:
         """Returns the parameters that a round gave, and goes on with them; those from before where it was skipped.
@@ -67,7 +85,10 @@ class Run:
         """
         self.nodes.answers = list(answers or self.nodes.answers)
         replies = self.nodes.send_and_receive(self.ask())
-        arrays, metrics = self.strategy.aggregate_train(self.rounds, replies)
+        with giving(
+            f"{len(replies)} repl{'y' if len(replies) == 1 else 'ies'} in round {self.rounds} to aggregate_train"
+        ):
+            arrays, metrics = self.strategy.aggregate_train(self.rounds, replies)
         self.metrics = dict(metrics or {})
         if arrays is not None:
             self.params = from_record(arrays)
@@ -87,12 +108,22 @@ def as_sent(strategy: RecStrategy, update: Update) -> Update:
     return asked_for(update, strategy.weighting, strategy.client_part, PARAMS)
 
 
+def aggregated(strategy: RecStrategy, updates: Sequence[Update], params: Arrays) -> Arrays:
+    """Returns the delta that a strategy makes of updates, which are what it asks nodes for."""
+    with giving(f"{len(updates)} updates to aggregate"):
+        delta: Any = strategy.aggregate(iter(updates), params)
+    arrays = isinstance(delta, Mapping) and all(isinstance(d, np.ndarray | np.generic) for d in delta.values())
+    wanted = "a dict from parameter names to numpy arrays is expected"
+    require("" if arrays else f"it is {str(delta)[:60]}: {wanted}", f"{len(updates)} updates, the result of aggregate")
+    return dict(delta)
+
+
 def direct(make: Make, updates: Sequence[Update]) -> Arrays:
     """Returns the parameters of a first round through `aggregate` and `server_step` alone."""
-    strategy = fresh(make)
-    given = [as_sent(strategy, update) for update in updates]
-    params = fresh_params()
-    return strategy.server_step(params, strategy.aggregate(iter(given), params), 1)
+    strategy, params = fresh(make), fresh_params()
+    delta = aggregated(strategy, [as_sent(strategy, update) for update in updates], params)
+    with giving(f"the delta of {len(updates)} updates to server_step"):
+        return strategy.server_step(params, delta, 1)
 
 
 def through_flower(make: Make, updates: Sequence[Update]) -> Arrays:
@@ -104,9 +135,9 @@ WAYS = {"aggregate and server_step": direct, "aggregate_train": through_flower}
 """The two ways through a strategy."""
 
 
-def difference(found: Arrays, expected: Arrays, exact: bool = False) -> str:
+def difference(found: Arrays, expected: Arrays, exact: bool = False, tolerance: float = 1e-5) -> str:
     """Returns how arrays that both have differ in value, or ""; names, shapes and dtypes are another check's."""
-    tolerance = 0.0 if exact else 1e-5
+    tolerance = 0.0 if exact else tolerance
     for name in sorted(found.keys() & expected.keys()):
         one, other = np.ravel(found[name]), np.ravel(expected[name])
         if len(one) != len(other):

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedrec_app.client_part import ClientPart
-from fedrec_app.conformance import check, require
+from fedrec_app.conformance import check, described, require
 from fedrec_app.records import CONTROL, DELTA, ROWS, Arrays, Said
 from strategies.testing.harness import Make, Run, difference, not_finite
 from strategies.testing.nodes import (
@@ -135,7 +135,7 @@ def _problem(run: Run, right: Arrays) -> str:
     try:
         found = run.round(may_skip=True)
     except Exception as error:
-        return f"raised {type(error).__name__}: {error}"
+        return f"raised {described(error)}"
     if problem := not_finite(found) or difference(found, right):
         return problem
     return "" if run.dropped() == 1 else f"{run.dropped()} replies are counted under 'dropped/...', not 1"

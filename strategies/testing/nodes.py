@@ -61,6 +61,25 @@ def drawn(label: int, weight: float = 2.0, params: Arrays = PARAMS) -> Update:
     return trained_rows(update) if label % 2 else update
 
 
+def times(update: Update, factor: float) -> Update:
+    """Returns an update whose deltas are multiplied; by a power of two that changes no digit of them."""
+    arrays = {n: (a * a.dtype.type(factor) if n.startswith(DELTA) else a) for n, a in update.arrays.items()}
+    return replace(update, arrays={name: np.asarray(array) for name, array in arrays.items()})
+
+
+def level(label: int, weight: float, sum_of_deltas: float) -> Update:
+    """Returns an update in which every number of every weighted sum of deltas is the same.
+
+    Args:
+        label: of the stream that everything else is drawn from.
+        weight: of the one unit behind it.
+        sum_of_deltas: the number, which float32 can hold.
+    """
+    update = whole(drawn(label, weight))
+    arrays = {n: np.full_like(a, sum_of_deltas) if n.startswith(DELTA) else a for n, a in update.arrays.items()}
+    return replace(update, arrays=arrays)
+
+
 def whole(update: Update) -> Update:
     """Returns the update with all rows of the item table."""
     if update.rows(TABLE) is None:

@@ -120,11 +120,11 @@ class LosesHalfOfItsState(FedAdam):
         return _ForgetfulAdam(self.options)
 
 
-class KeepsMomentsInLists(FedAdam):
-    """Returns a state that no checkpoint can keep."""
+class KeepsMomentsAsNumbers(FedAdam):
+    """Returns numbers of 0-d arrays, which no checkpoint can keep."""
 
     def state(self) -> Arrays:
-        return {name: array.tolist() for name, array in super().state().items()}  # type: ignore[misc]
+        return {name: array if array.ndim else array.item() for name, array in super().state().items()}  # type: ignore[misc]
 
     def load_state(self, state: Arrays) -> None:
         super().load_state({name: np.asarray(array) for name, array in state.items()})

@@ -10,10 +10,12 @@ from typing import Any, get_args
 import pytest
 
 import strategies.testing
+from strategies.aggregators import WeightedMean
 from strategies.base import RecStrategy
 from strategies.options import MeanOptions, Weighting
 from strategies.registry import BUILT_IN, strategy_class
 from strategies.testing import CHECKS, applicable, run_all
+from tests.conformance.step_faults import SumsInFloat64
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "fedavg": [{"learning_rate": 0.5}],
@@ -57,17 +59,50 @@ def test_every_check_that_a_class_does_not_exclude_applies() -> None:
         needs = "individual"
         Options = strategies.base.StrategyOptions
         zero_is_identity = False
+        follows_delta = False
 
-    assert applicable(RecStrategy) == list(CHECKS)
-    assert set(CHECKS) - set(applicable(Individual)) == {"grouping", "weights", "zero_updates_change_nothing"}
+    client = {name for name in CHECKS if name.startswith("client_")}
+    assert set(CHECKS) - set(applicable(RecStrategy)) == {*client, "composed"}
+    assert set(applicable(RecStrategy)) - set(applicable(Individual)) == {
+        "grouping", "weights", "zero_updates_change_nothing", "follows_delta"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("fedavg", {"composed"}),
+        ("fedprox", {"composed"}),
+        ("median", {"composed"}),
+        ("qfedavg", {"composed", "client_controls", "client_weigh"}),
+        ("scaffold", {"composed", "client_controls", "client_gradient", "client_finish"}),
+    ],
+)
+def test_checks_follow_the_parts_that_a_strategy_is_made_of(name: str, more: set[str]) -> None:
+    applied = set(applicable(built_in(name)))
+    assert {check for check in applied if check == "composed" or check.startswith("client_")} == more
+
+
+def test_a_strategy_that_settles_its_aggregator_has_no_choice_to_check() -> None:
+    class Settled(built_in("fedadam")):  # type: ignore[misc]
+        def make_aggregator(self) -> WeightedMean:
+            return WeightedMean()
+
+    assert "composed" in applicable(built_in("fedadam"))
+    assert "composed" not in applicable(Settled)
+
+
+def test_sums_in_float64_are_good_enough() -> None:
+    report = run_all(SumsInFloat64)
+    assert report.passed, str(report)
 
 
 def test_a_report_names_every_check_that_applies() -> None:
     make: Callable[[], RecStrategy] = lambda: built_in("fedavg")({"learning_rate": 0.5})  # noqa: E731
     report = run_all(make)
-    assert list(report.results) == list(CHECKS)
+    assert list(report.results) == applicable(make)
     assert report.passed, str(report)
-    assert str(report).splitlines()[0] == "passed  names_shapes_dtypes"
+    assert str(report).splitlines()[0] == "passed  constructor"
 
 
 def test_the_kit_does_not_need_pytest() -> None:

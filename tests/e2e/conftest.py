@@ -1,4 +1,4 @@
-"""Holds the end-to-end tests to one worker, and lends them the home of Flower that they share."""
+"""Holds the end-to-end tests to one worker, and gives each module a home of Flower."""
 
 from __future__ import annotations
 
@@ -23,19 +23,9 @@ def _one_worker(worker_id: str, tmp_path_factory: pytest.TempPathFactory) -> Non
         assert claim.read_text() == worker_id, "end-to-end tests on two workers: tests/conftest.py deals them to one"
 
 
-@pytest.fixture(scope="session")
-def _kept_home() -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def flower_home() -> Iterator[Path]:
+    """A FLWR_HOME of the module's own, with a short path: Ray keeps sockets in it."""
     folder = tempfile.mkdtemp(prefix="e2e-home-", dir="/tmp")
     yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def flower_home(_kept_home: Path) -> Path:
-    """A FLWR_HOME as new but for the app in it, whose loops are compiled: half of the CPU time of a short run."""
-    for entry in _kept_home.iterdir():
-        if entry.is_dir() and entry.name != "apps":
-            shutil.rmtree(entry)
-        elif entry.is_file():
-            entry.unlink()
-    return _kept_home

@@ -220,6 +220,39 @@ def test_dropped_updates_and_warnings_are_in_the_report(run: RunFolder, tmp_path
     assert "\n**LEAKY: no**\n" in text
 
 
+def test_a_run_that_stopped_early_says_so_and_why(run: RunFolder, tmp_path: Path) -> None:
+    assert "stopped early" not in (run.path / "report.md").read_text()
+    copy = copy_of(run, tmp_path / "copy", stopped_early=True, rounds=3, best_round=1, seconds_per_round=2.0)
+    settings = copy.path / "config.toml"
+    settings.write_text(settings.read_text().replace("early-stopping-rounds = 0", "early-stopping-rounds = 2"))
+    assert (
+        "- 3 nodes; 3 rounds, 2.00 s a round (median); stopped early, after round 3 of 4: no better ndcg@10 on "
+        "validation since round 1 (evaluate.early-stopping-rounds = 2)\n"
+    ) in write_report(copy).read_text()
+    settings.unlink()
+    assert "stopped early, after round 3: no better the metric on" in write_report(copy).read_text()
+
+
+def test_a_fused_run_says_of_which_runs_with_which_weights(run: RunFolder, tmp_path: Path) -> None:
+    parents = [
+        {"run": "runs/a", "weight": 0.75, "validation": 0.5, "test": {"ndcg@10": 0.25}},
+        {"run": "runs/b", "weight": 0.25, "validation": 0.375, "test": {"ndcg@10": None}},
+    ]
+    fusion = {"metric": "ndcg@10", "weighting": "by score", "aligned": True, "parents": parents}
+    folder = copy_of(
+        run, tmp_path / "copy", strategy="fusion", rounds=0, best_round=0, fusion=fusion, validation={"ndcg@10": 0.625}
+    )
+    text = write_report(folder).read_text()
+    assert (
+        "A fusion of 2 runs: nothing was trained, parameters are the weighted mean of theirs, rotated onto those of "
+        "the best run. Weighting: by score, the best on validation by ndcg@10 (0.6250).\n"
+    ) in text
+    assert "| runs/a | 0.7500 | 0.5000 | 0.2500 |\n| runs/b | 0.2500 | 0.3750 | - |\n" in text
+    assert "Test, 40 users, the fused parameters. Full ranking" in text
+    assert "- 3 nodes; no rounds: a fusion\n" in text
+    assert "best on validation)" not in text
+
+
 def test_a_run_that_failed_has_no_report_but_a_reason(run: RunFolder, tmp_path: Path) -> None:
     failed = copy_of(run, tmp_path / "copy", status="failed", error="no data")
     with pytest.raises(FedrecError, match="is failed: no data"):

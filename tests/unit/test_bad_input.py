@@ -57,13 +57,22 @@ def refused(output_dir: Path, num_nodes: int = 2, **settings: Any) -> str:
         ({"data__partition": "usrs"}, ["unknown partition 'usrs'", "'users'?"]),
         ({"data__partition": "dirichlet:0"}, ["alpha must be a positive number"]),
         ({"data__min_interactions": 1000}, ["no user has 1000 interactions: the most is "]),
-        ({"model__name": "nuemf"}, ["unknown model 'nuemf': one of mf, neumf (did you mean 'neumf'?)"]),
-        ({"model__name": "json:JSONDecoder"}, ["model 'json:JSONDecoder' is JSONDecoder, which is not a"]),
+        (
+            {"model__name": "nuemf"},
+            ["mf, neumf, popularity (did you mean 'neumf'?)"],
+        ),
+        (
+            {"model__name": "json:JSONDecoder"},
+            ["is the class 'json:JSONDecoder', which does not derive from"],
+        ),
         ({"model__options": '{"los": "bce"}'}, ["unknown option of model 'mf' 'los'", "(did you mean 'loss'?)"]),
         ({"model__options": '{"loss": "mse"}'}, ["options of model 'mf': unknown loss 'mse': one of all-items, bce"]),
         ({"model__options": "[]"}, ["model.options is '[]': a JSON object such as"]),
         ({"strategy__name": "fedadm"}, ["unknown strategy 'fedadm': one of ", "(did you mean 'fedadam'?)"]),
-        ({"strategy__name": "fedrec_app.models.mf:MatrixFactorization"}, ["which is not a flwr.serverapp.strategy"]),
+        (
+            {"strategy__name": "fedrec_app.models.mf:MatrixFactorization"},
+            ["does not derive from fedrec_app.api.RecS"],
+        ),
         ({"strategy__options": '{"learning_rat": 1}'}, ["unknown option of strategy 'fedadam' 'learning_rat'"]),
         (
             {"strategy__options": '{"beta_1": 1.0}'},

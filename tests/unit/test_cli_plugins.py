@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 
 from fedrec_app import cli_plugins
-from fedrec_app.cli_plugins import Option, options_of, show_list
+from fedrec_app.cli_plugins import Option, options_of, show_list, summary_of
 from fedrec_app.data.sources import BUILT_IN as DATASETS
 from fedrec_app.models.registry import BUILT_IN as MODELS
 from fedrec_app.plugins import Registry, load
@@ -30,6 +30,12 @@ EVERYTHING: dict[str, Mapping[str, str]] = {
 
 class Plain:
     """Nothing to set."""
+
+
+class Summed:
+    """Something else."""
+
+    summary_line = "in a line"
 
 
 class Many:
@@ -116,6 +122,23 @@ def test_one_in_full_has_a_line_an_option_and_its_description_below(monkeypatch:
         '  undescribed: text; default ""\n'
     )
     assert shown(monkeypatch, THINGS, "plain") == "plain (built-in): Nothing to set.\n  takes no options\n"
+
+
+def test_what_a_class_is_comes_from_itself_and_not_from_its_base() -> None:
+    class Silent(Plain):
+        pass
+
+    class Inherits(Summed):
+        """
+        Its own words.
+
+        And more.
+        """
+
+    assert summary_of(Plain) == "Nothing to set."
+    assert summary_of(Silent) == f"{__name__}:{Silent.__qualname__}"
+    assert summary_of(Summed) == "in a line"
+    assert summary_of(Inherits) == "Its own words."
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

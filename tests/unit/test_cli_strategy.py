@@ -119,11 +119,38 @@ def test_list_shows_plug_ins_with_their_package_and_says_what_is_wrong_with_some
     assert entries["fedavg", "built-in"]["problem"] == ""
     assert entries["fedavg", "halves 1.2"]["problem"].startswith("ignored: 'fedavg' is the name of a built-in")
     assert "No module named 'no_such_module_at_all'" in entries["broken", "broken_one 1.2"]["problem"]
-    assert entries["strange", "strange_options 1.2"]["problem"].startswith("broken: its Options cannot be described")
+    assert "its Options is 3, which is no pydantic model" in entries["strange", "strange_options 1.2"]["problem"]
     code, out, _ = fedrec("strategy", "list")
     assert code == 0
     assert "ignored: " in out
     assert "broken: " in out
+    code, out, _ = fedrec("strategy", "list", "broken")
+    assert code == 0
+    assert out.endswith("install it, or uninstall broken_one\n"), "nothing on the options of what cannot be loaded"
+
+
+def test_one_plug_in_that_ends_the_program_does_not_end_the_list(
+    fedrec: Fedrec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "a", "ends_it", "import sys\nsys.exit('bye')", monkeypatch, ends="Gone")
+    code, out, _ = fedrec("strategy", "list", "--json")
+    assert code == 0
+    problems = {entry["name"]: entry["problem"] for entry in json.loads(out)}
+    assert "SystemExit: bye" in problems["ends"]
+    assert problems["fedavg"] == ""
+
+
+def test_list_takes_a_file_and_a_class_path_as_check_does(
+    fedrec: Fedrec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine.py").write_text(GOOD + "\nclass Third(Halve):\n    'A third.'\n    name = 'third'\n")
+    code, out, _ = fedrec("strategy", "list", "mine.py:Third")
+    assert (code, out.splitlines()[0]) == (0, "third (by path): A third.")
+    assert "  weighting: one of examples" in out
+    code, out, _ = fedrec("strategy", "list", "strategies.median:Median", "--json")
+    assert [(entry["name"], entry["path"]) for entry in json.loads(out)] == [("median", "strategies.median:Median")]
+    assert "say which strategy, mine.py:Halve or mine.py:Third" in error_of(fedrec("strategy", "list", "mine.py"))
+    assert "has no 'Medain'" in error_of(fedrec("strategy", "list", "strategies.median:Medain"))
 
 
 def test_model_list_does_the_same_for_models(fedrec: Fedrec) -> None:
@@ -200,7 +227,7 @@ def test_check_advises_to_declare_a_name_and_an_api_version(fedrec: Fedrec) -> N
     ("path", "code", "expected"),
     [
         ("gone.py", None, "there is no file gone.py"),
-        ("mine.py", "x = 1", "mine.py holds no strategy: no class in it derives from flwr.serverapp.strategy.Strategy"),
+        ("mine.py", "x = 1", "mine.py holds no strategy: no class in it derives from fedrec_app.api.RecStrategy (or "),
         ("mine.py:Halve", "x = 1", "mine.py holds no strategy"),
         ("mine.py", "from fedrec_app.api import RecStrategy", "mine.py holds no strategy"),
         (
@@ -210,15 +237,34 @@ def test_check_advises_to_declare_a_name_and_an_api_version(fedrec: Fedrec) -> N
         ),
         ("mine.py:Halv", GOOD, "unknown strategy in mine.py 'Halv': one of Halve (did you mean 'Halve'?)"),
         ("mine.py", "def (", "mine.py cannot be imported: SyntaxError"),
+        ("mine.py", "import sys\nsys.exit('bye')", "mine.py cannot be imported: SystemExit: bye ("),
+        ("mine.py", "import no_such_module_at_all", "mine.py:1): install it"),
         ("mine.py", "from .other import x", "mine.py cannot be imported: ImportError: attempted relative import"),
         ("mine.py", GOOD.replace("api_version = 1", "api_version = 7"), "was written for fedrec's plug-in API 7"),
         (
             "mine.py",
+            GOOD.replace("    api_version = 1", "    def __init__(self, *given): raise OSError('no disk')"),
+            "strategy 'mine.py' cannot be made: OSError: no disk (",
+        ),
+        (
+            "mine.py",
             GOOD.replace("    api_version = 1", "    def __init__(self, options): raise OSError('no disk')"),
-            "Halve cannot be made with the options {}: OSError: no disk",
+            "its __init__ is (self, options), and is called with (self, options, settings, roster), by position",
+        ),
+        (
+            "mine.py",
+            GOOD.replace("api_version = 1", "class Options:\n        x = 1"),
+            "strategy 'Halve': its Options is the class Halve.Options, which is no pydantic model",
         ),
         ("fedadm", None, "(did you mean 'fedadam'?)"),
-        ("no_such_package.module:Class", None, "No module named 'no_such_package'"),
+        ("no_such_package.module:Class", None, "there is no module 'no_such_package' here: is the package that holds"),
+        ("flwr.serverapp.strategy.FedAvg", None, "(did you mean 'flwr.serverapp.strategy:FedAvg'?)"),
+        ("_mine.py", "class _Halve: pass", "there is no file _mine.py"),
+        (
+            "mine.py",
+            GOOD.replace("class Halve", "class _Halve"),
+            "holds no strategy whose name has no leading underscore",
+        ),
         ("flwr.serverapp.strategy:FedAvg", None, "no fedrec_app.api.RecStrategy: the kit cannot check it"),
     ],
 )
@@ -226,6 +272,63 @@ def test_check_says_what_is_wrong_with_a_path(fedrec: Fedrec, path: str, code: s
     if code is not None:
         Path("mine.py").write_text(code)
     assert expected in error_of(fedrec("strategy", "check", path))
+
+
+PARTS = """
+import numpy as np
+from fedrec_app.api import Aggregator, ServerOptimizer, StrategyOptions
+from pydantic import Field
+
+class First(Aggregator):
+    name = "first"
+    def __call__(self, updates, params, tables=()):
+        (first, *_) = [update for update in updates if update.weight > 0] or [None]
+        return {n: p * 0.0 if first is None else first.delta(n) / first.weight for n, p in params.items()}
+
+class Signs(ServerOptimizer):
+    name = "signs"
+    class Options(StrategyOptions):
+        rate: float = Field(default=0.01, gt=0)
+    def step(self, params, delta, factor=1.0):
+        return {n: (p + self.options.rate * factor * np.sign(delta[n])).astype(p.dtype) for n, p in params.items()}
+"""
+
+
+def test_check_takes_an_aggregator_or_a_server_optimizer_by_itself(fedrec: Fedrec) -> None:
+    Path("parts.py").write_text(PARTS)
+    code, out, err = fedrec("strategy", "check", "parts.py:Signs", "--options", '{"rate": 0.5}')
+    assert code == 0, out
+    assert "Signs is of the kind 'server optimizer': the kit gets a strategy that is plain but for it" in err
+    assert "checks passed" in out.splitlines()[-1]
+    code, out, err = fedrec("strategy", "check", "parts.py:First")
+    assert "First is of the kind 'aggregator'" in err
+    assert "FAILED  order" in out, "the kit looks at the part, not at a mean"
+    Path("parts.py").write_text(PARTS.replace("self.options.rate * factor * np.sign(delta[n])", "1.0"))
+    code, out, _ = fedrec("strategy", "check", "parts.py:Signs")
+    assert code == 1
+    assert "FAILED  zero_updates_change_nothing" in out
+    assert "(did you mean 'rate'?)" in error_of(
+        fedrec("strategy", "check", "parts.py:Signs", "--options", '{"rat": 1}')
+    )
+
+
+def test_check_of_a_file_takes_its_strategy_before_its_parts(fedrec: Fedrec) -> None:
+    Path("mine.py").write_text(PARTS + GOOD)
+    assert fedrec("strategy", "check", "mine.py")[1].splitlines()[-1].startswith("Halve: ")
+    Path("mine.py").write_text(PARTS.partition("class Signs")[0])
+    assert fedrec("strategy", "check", "mine.py")[1].splitlines()[-1].startswith("First: ")
+
+
+def test_check_of_a_folder_says_which_file_is_meant(fedrec: Fedrec, package: Path) -> None:
+    error = error_of(fedrec("strategy", "check", str(package)))
+    assert (
+        f"is a folder: a file.py, or the name of a strategy, is expected (did you mean {package}/gentle_mean" in error
+    )
+    assert "test_" not in error
+    Path("empty").mkdir()
+    assert error_of(fedrec("strategy", "check", "empty")).endswith("is expected")
+    Path("fedavg").mkdir()
+    assert fedrec("strategy", "check", "fedavg")[0] == 0, "a name counts more than a folder of that name"
 
 
 # new -----------------------------------------------------------------------------------------------------------------
@@ -241,7 +344,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_new_writes_a_complete_package(package: Path) -> None:
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert files == {
-        "pyproject.toml", "README.md", "gentle_mean/__init__.py", "gentle_mean/strategy.py", "tests/test_strategy.py",
+        "pyproject.toml", "README.md", "gentle_mean/__init__.py", "gentle_mean/strategy.py",
+        "tests/test_conformance.py", "tests/test_numbers.py",
     }  # fmt: skip
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     assert project["name"] == "gentle-mean"
@@ -277,7 +381,11 @@ def test_new_says_what_it_wrote_and_what_comes_next(fedrec: Fedrec, tmp_path: Pa
     written = out.splitlines()
     assert "here/there/two_fold/strategy.py" in written
     assert all((tmp_path / path).is_file() for path in written)
-    assert err == f"next: pip install {tmp_path / 'here' / 'there'} && fedrec strategy check two-fold\n"
+    assert err == (
+        f"next: pip install -e {tmp_path / 'here' / 'there'} && fedrec strategy check two-fold\n"
+        "its class is named in two places: two_fold/strategy.py and the entry point in pyproject.toml "
+        "(install again after a change)\n"
+    )
     assert fedrec("strategy", "new", "three-fold")[0] == 0
     assert (tmp_path / "three-fold" / "three_fold" / "strategy.py").is_file()
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fedrec_app import cli, fusion
 from fedrec_app.artifacts import RunFolder
+from fedrec_app.cli_fusion import best_alone
 from fedrec_app.errors import FedrecError
 from fedrec_app.finished import FinishedRun
 from fedrec_app.fusion import fuse, interpolate, procrustes
@@ -233,3 +234,34 @@ def test_the_commands_print_a_comparison_and_json(mf: FinishedRun, half: Finishe
     assert json.loads(done.stdout)["method"] == "score fusion"
     with pytest.raises(FedrecError, match=r"weights are '0.6;0.4': numbers such as 0.6,0.4"):
         RUNNER.invoke(cli.commands, ["ensemble", *both, "--weights", "0.6;0.4"], catch_exceptions=False)
+
+
+def test_a_run_that_is_given_twice_is_refused(mf: FinishedRun, half: FinishedRun, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(mf.folder.path)
+    for again in (mf.name, f"{mf.name}/../{mf.folder.path.name}", str(tmp_path / "link")):
+        for command in ("fuse", "ensemble"):
+            with pytest.raises(FedrecError, match="is given twice: each run once"):
+                RUNNER.invoke(
+                    cli.commands, [command, "--run", mf.name, "--run", half.name, "--run", again],
+                    catch_exceptions=False,
+                )  # fmt: skip
+
+
+def test_the_commands_say_when_one_run_alone_is_best(mf: FinishedRun, tmp_path: Path) -> None:
+    noise = changed(mf, tmp_path, lambda table: np.random.default_rng(0).normal(size=table.shape).astype(table.dtype))
+    runs = ["--run", noise.name, "--run", mf.name]
+    sentence = f"one run alone is best: {mf.name}; no weighting with others does better by ndcg@10 on validation\n"
+    scores = tmp_path / "date" / "changed" / "summary.json"
+    told = json.loads(scores.read_text())
+    scores.write_text(json.dumps({**told, "validation": {**told["validation"], "ndcg@10": 0.0}}))
+    for command in (["fuse", "--align", "none", "--out-dir", str(tmp_path)], ["ensemble", "--fusion", "rank"]):
+        done = RUNNER.invoke(cli.commands, [*command, *runs])
+        assert done.exit_code == 0, done.output
+        assert sentence in done.stderr
+    done = RUNNER.invoke(cli.commands, ["ensemble", *runs, "--fusion", "rank", "--weights", "0,1"])
+    assert "one run alone is at least as good" in done.stderr, "nothing was chosen"
+    lines = [{"run": "a", "weight": 0.5, "validation": 0.4}, {"run": "b", "weight": 0.5, "validation": 0.3}]
+    assert best_alone("hr@5", lines, 0.39, True) == (
+        "one run alone is at least as good: a has hr@5 0.4000 on validation, together they have 0.3900"
+    )
+    assert best_alone("hr@5", lines, 0.41, True) == ""

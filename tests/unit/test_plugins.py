@@ -15,7 +15,7 @@ from fedrec_app.data import sources
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.registry import MODELS, model_class
 from fedrec_app.plugins import Registry
-from strategies.registry import STRATEGIES, strategy_class
+from strategies.registry import BUILT_IN, STRATEGIES, strategy_class
 
 STRATEGY = """
 from fedrec_app.api import RecStrategy
@@ -165,12 +165,36 @@ def test_this_api_version_or_none_is_taken(declared: int | None, install: Instal
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
-        ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
-        ("raise OSError('no licence')", "OSError: no licence"),
+        (
+            "import no_such_module_at_all",
+            "/broken/broken.py:1): install it, or uninstall broken",
+        ),
+        ("raise OSError('no licence')", "OSError: no licence ("),
+        ("import sys\nsys.exit('bye')", "SystemExit: bye ("),
         ("def (", "SyntaxError: "),
-        ("x = 1", "AttributeError: module 'broken' has no attribute 'Plug'"),
-        ("Plug = 3", "is a int, a class is expected"),
-        ("class Plug: pass", "is Plug, which is not a fedrec_app.api.DataSource"),
+        (
+            "x = 1",
+            "module 'broken' has no 'Plug': it has no classes; the entry point in the pyproject.toml of broken names "
+            "it: correct it, install again",
+        ),
+        (
+            "class Plugg: pass\nclass _Plug: pass",
+            "has no 'Plug': it has Plugg (did you mean 'broken:Plugg'?); the entry",
+        ),
+        ("Plug = 3", "'broken:Plug' of package broken 1.0 is a int, a class is expected"),
+        (
+            "class Plug: pass",
+            "is the class 'broken:Plug' of package broken 1.0, which does not derive from fedrec_app.api.DataSource",
+        ),
+        (
+            SOURCE + "    Options = {}",
+            "its Options is {}, which is no pydantic model: derive it from one of the option",
+        ),
+        (SOURCE + "    class Options:\n        x = 1", "its Options is the class Plug.Options, which is no pydantic"),
+        (
+            SOURCE + "    class Options(SourceOptions):\n        p: float = 'abc'",
+            "a default does not fit its own option: p is 'abc': must be a valid number",
+        ),
         (
             "from fedrec_app.api import DataSource\nclass Plug(DataSource): pass",
             "Plug does not define load",
@@ -202,6 +226,31 @@ def test_an_unknown_name_says_what_there_is_and_where_plug_ins_must_be(install: 
         strategy_class("gentel")
     assert "(did you mean 'gentle'?)" in str(caught.value)
     assert "must be installed where the run runs" in str(caught.value)
+
+
+def test_an_unknown_name_offers_each_name_once_and_none_that_does_not_work(install: Install) -> None:
+    install("gentle", STRATEGY, "fedrec.strategies", gentle="Plug", fedavg="Plug")
+    install("rotten", "import no_such_module_at_all", "fedrec.strategies", rotten="Plug")
+    for package in ("one", "two"):
+        install(package, STRATEGY, "fedrec.strategies", twice="Plug")
+    with pytest.raises(ConfigError) as caught:
+        strategy_class("nothing-like-it")
+    offered = str(caught.value).partition(": one of ")[2].partition(", or ")[0].split(", ")
+    assert offered == sorted([*BUILT_IN, "gentle"])
+
+
+def test_an_entry_point_to_a_module_that_is_not_there_names_the_nearest(install: Install) -> None:
+    site = install("parcel", STRATEGY, "fedrec.strategies")
+    (site / "parcel.py").unlink()
+    (site / "parcel").mkdir()
+    (site / "parcel" / "__init__.py").write_text("")
+    (site / "parcel" / "rules.py").write_text(STRATEGY)
+    (info,) = site.glob("*.dist-info")
+    (info / "entry_points.txt").write_text("[fedrec.strategies]\nplug = parcel.rule:Plug\n")
+    with pytest.raises(
+        ConfigError, match=r"no module 'rule' in 'parcel' \(did you mean 'parcel\.rules'\?\); the entry"
+    ):
+        strategy_class("plug")
 
 
 def test_an_entry_point_without_a_class_is_an_error(install: Install) -> None:

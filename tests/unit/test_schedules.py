@@ -118,7 +118,7 @@ def test_a_warm_up_longer_than_the_run_is_never_over() -> None:
             '{"name": "constant", "every": 5}',
             "unknown option of {key} 'constant' 'every': one of warmup_rounds",
         ),
-        ("step", "options of {key} 'step': every is {{}}: Field required; factor is {{}}: Field required"),
+        ("step", "options of {key} 'step': every has no value: give one; factor has no value: give one"),
         (
             '{"name": "step", "every": 0, "factor": 2}',
             "options of {key} 'step': every is 0: must be greater than or equal to 1; "

@@ -8,13 +8,14 @@ from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.schema import Dataset
 from fedrec_app.data.sources.base import DataSource, SourceOptions, parse_options
 from fedrec_app.errors import ConfigError
-from fedrec_app.plugins import Registry
+from fedrec_app.plugins import Registry, plug_in_code
 
 __all__ = ["BUILT_IN", "DATASETS", "GROUP", "DataSource", "SourceOptions", "load", "load_catalog", "names", "resolve"]
 
 GROUP = "fedrec.datasets"
 BUILT_IN = {
     "amazon-video": "fedrec_app.data.sources.amazon:AmazonVideo",
+    "lastfm-2k": "fedrec_app.data.sources.lastfm:LastFm",
     "csv": "fedrec_app.data.sources.csv_file:CsvFile",
     "ml-100k": "fedrec_app.data.sources.movielens:MovieLens100K",
     "synthetic": "fedrec_app.data.sources.synthetic:Synthetic",
@@ -34,9 +35,12 @@ def resolve(name: str) -> DataSource[Any]:
         name: built in, of an entry point, or "package.module:Class".
 
     Raises:
-        ConfigError: no such data set, or a class that is no `DataSource`; see `Registry.find`.
+        ConfigError: no such data set, or a class that is no `DataSource`, see `Registry.find`; or its constructor
+            fails.
     """
-    return DATASETS.find(name)()
+    found = DATASETS.find(name)
+    with plug_in_code("dataset", name, found, GROUP, ()):
+        return found()
 
 
 def load(

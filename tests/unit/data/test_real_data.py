@@ -38,6 +38,19 @@ def test_amazon_counts(real_data: Path) -> None:
     assert data.users.index[0] == "AGZ8SM1BGK3CK"
 
 
+def test_lastfm_counts_friends_and_titles(real_data: Path) -> None:
+    data = sources.load("lastfm-2k", str(real_data / "lastfm-2k"), min_interactions=5)
+    assert (data.num_users, data.num_items, len(data.interactions)) == (1877, 17632, 92801)
+    assert len(np.unique(data.item_codes)) == 17617
+    assert not data.interactions.has_timestamps
+    assert data.friends is not None
+    assert len(data.friends) == 25218
+    pairs = set(data.friends.itertuples(index=False, name=None))
+    assert all((friend, user) in pairs for user, friend in pairs)
+    assert data.interactions.table.iloc[0].to_dict() == {"user_id": "2", "item_id": "51", "rating": 13883.0}
+    assert data.catalog.features["title"].iloc[0] == "MALICE MIZER"
+
+
 def test_a_file_works_as_well_as_its_folder(real_data: Path) -> None:
     folder = real_data / "amazon-video"
     by_file = sources.load("amazon-video", str(folder / "ratings.dat"))

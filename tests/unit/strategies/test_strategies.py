@@ -184,7 +184,7 @@ def test_unknown_options_and_names_are_refused_with_the_nearest_match() -> None:
         make_strategy("fedavg", {"learning_rate": -1}, Settings(), roster())
     with pytest.raises(ConfigError, match=r"proximal_mu|fraction"):
         make_strategy("flwr.serverapp.strategy:FedProx", {"mu": 1}, Settings(), roster())
-    with pytest.raises(ConfigError, match=r"not a flwr\.serverapp\.strategy\.Strategy"):
+    with pytest.raises(ConfigError, match=r"does not derive from fedrec_app\.api\.RecStrategy"):
         make_strategy("pathlib:Path", {}, Settings(), roster())
 
 
