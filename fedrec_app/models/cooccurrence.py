@@ -20,6 +20,7 @@ from fedrec_app.records import Arrays
 TRIANGLE, STARTS, ITEMS, COUNTS = "triangle", "starts", "items", "counts"
 MOST_ITEMS = 25_000
 """The triangle of so many items takes 1.25 GB."""
+_MOST_USERS = 2**31 - 1
 
 
 def cooccurrences(histories: Histories, num_items: int) -> Arrays:
@@ -60,6 +61,7 @@ class Cooccurrences:
             raise ValueError(f"{num_items} items: counts of pairs are kept for {MOST_ITEMS} at most")
         self.num_items = num_items
         self._triangle = np.zeros(num_items * (num_items + 1) // 2, dtype=np.int32)
+        self._num_users = 0
 
     def add(self, arrays: Arrays, num_users: int) -> None:
         """Adds what a node sent.
@@ -71,11 +73,14 @@ class Cooccurrences:
         Raises:
             ValueError: these cannot be the counts of so many users' items; nothing was added.
         """
+        if self._num_users + num_users > _MOST_USERS:
+            raise ValueError(f"{self._num_users + num_users} users in all: {_MOST_USERS} can be counted")
         if set(arrays) == {TRIANGLE}:
             _check(TRIANGLE, arrays[TRIANGLE], self._triangle.shape)
             if _impossible_triangle(arrays[TRIANGLE], self.num_items, num_users):
                 raise ValueError(_IMPOSSIBLE.format(num_users))
             self._triangle += arrays[TRIANGLE].astype(np.int32)
+            self._num_users += num_users
             return
         if set(arrays) != {STARTS, ITEMS, COUNTS}:
             raise ValueError(f"{sorted(arrays)} where {[TRIANGLE]} or {[COUNTS, ITEMS, STARTS]} is expected")
@@ -83,11 +88,12 @@ class Cooccurrences:
         _check(STARTS, starts, (self.num_items + 1,), np.int64)
         _check(ITEMS, items, (counts.size,), np.int32)
         _check(COUNTS, counts, (items.size,))
-        if starts[0] != 0 or starts[-1] != len(items) or (np.diff(starts) < 0).any():
+        if starts[0] != 0 or starts[-1] != len(items) or (starts[1:] < starts[:-1]).any():
             raise ValueError(f"{STARTS!r} does not go from 0 up to the {len(items)} counts")
         if _impossible_rows(starts, items, counts, self.num_items, num_users):
             raise ValueError(_IMPOSSIBLE.format(num_users))
         _add_rows(self._triangle, self.num_items, starts, items, counts)
+        self._num_users += num_users
 
     def popularity(self) -> NDArray[np.int64]:
         """Returns (num_items,) how many users met each item."""

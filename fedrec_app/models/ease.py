@@ -29,7 +29,11 @@ class Ease(ItemItem):
     def columns(self, gram: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns -P / diag P, column by column."""
         gram[np.diag_indices(len(gram))] += self.options.regularization
-        factor = torch.linalg.cholesky(torch.from_numpy(gram))
+        matrix = torch.from_numpy(gram)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:  # counts that no users have, which only the whole matrix shows: some node lied
+            matrix.diagonal().add_(self.options.regularization + 2 * torch.linalg.eigvalsh(matrix)[0].abs())
+            factor = torch.linalg.cholesky(matrix)
         inverse = torch.cholesky_inverse(factor).numpy()
         inverse /= -inverse.diagonal().copy()
         return inverse

@@ -50,7 +50,8 @@ class ItemItem(ClosedForm):
     def __init__(self, embedding_dim: int, options: Any) -> None:
         super().__init__(embedding_dim, options)
         self._ordered = True
-        self._by_source: tuple[NDArray, NDArray, NDArray] | None = None
+        self._by_source: tuple[NDArray, NDArray, NDArray]
+        self._made_of: tuple[Any, ...] = (None,) * 4
 
     def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
         """Makes the weights, all zero."""
@@ -114,8 +115,10 @@ class ItemItem(ClosedForm):
         return torch.sparse.mm(torch.sparse_coo_tensor(places, values, (n, n), check_invariants=True), x.T).T
 
     def _by_loops(self, x: Tensor) -> Tensor:
-        if self._by_source is None:
+        made_of = (self.neighbors, self.neighbors._version, self.weights, self.weights._version)
+        if not all(now is then for now, then in zip(made_of, self._made_of, strict=True)):
             self._by_source = _transposed(self.neighbors.detach().numpy(), self.weights.detach().numpy())
+            self._made_of = made_of
         result = np.zeros(tuple(x.shape), dtype=np.float32)
         _add_rows(x.numpy(), *self._by_source, result)
         return torch.from_numpy(result)

@@ -18,10 +18,11 @@ COUNTS = "counts"
 
 
 class Popularity(ClosedForm):
-    """One shared number an item: how many training interactions it has."""
+    """One shared number an item: how many users met it."""
 
     name = "popularity"
-    summary_line = "the same for everybody: items by their interactions, in one round"
+    summary_line = "the same for everybody: items by how many users met them, in one round"
+    personal = False
 
     def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
         """Makes the counts, all zero."""
@@ -32,8 +33,9 @@ class Popularity(ClosedForm):
         return ["popularity"]
 
     def statistics(self, cohort: Cohort) -> Arrays:
-        """Returns (num_items,) interactions of each item, int64."""
-        return {COUNTS: np.bincount(cohort.train.items, minlength=cohort.num_items)}
+        """Returns (num_items,) how many users met each item, int64."""
+        met = np.unique(cohort.train.rows() * cohort.num_items + cohort.train.items)
+        return {COUNTS: np.bincount(met % cohort.num_items, minlength=cohort.num_items)}
 
     def sums(self) -> PopularitySums:
         """Returns an empty sum."""
@@ -49,7 +51,7 @@ class Popularity(ClosedForm):
 
 
 class PopularitySums:
-    """Interactions of each item.
+    """Users of each item.
 
     Args:
         num_items: of the catalog.
@@ -67,8 +69,8 @@ class PopularitySums:
         counts = arrays.get(COUNTS)
         if set(arrays) != {COUNTS} or counts is None or counts.shape != self._counts.shape or counts.dtype != np.int64:
             raise ValueError(f"{sorted(arrays)} where {COUNTS!r}, int64 of {self._counts.shape}, is expected")
-        if counts.min(initial=0) < 0 or counts.max(initial=0) > 2**40:
-            raise ValueError(f"{COUNTS!r} is {counts.min()} to {counts.max()}: 0 to 2^40 is allowed")
+        if counts.min(initial=0) < 0 or counts.max(initial=0) > num_users:
+            raise ValueError(f"{COUNTS!r} is {counts.min()} to {counts.max()}: 0 to the {num_users} users is allowed")
         self._counts += counts
 
     def solve(self) -> Arrays:

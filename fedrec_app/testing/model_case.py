@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,11 @@ from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.errors import ConfigError, unknown
-from fedrec_app.models.base import Batch, Recommender, bind, initialise
-from fedrec_app.records import Arrays
+from fedrec_app.models.base import Batch, Recommender, Sampling, bind, initialise, with_parameters
+from fedrec_app.models.closed_form import ClosedForm, Sums
+from fedrec_app.records import Arrays, from_record, to_record
 from fedrec_app.seeding import rng
-from fedrec_app.training import batches, sampling
+from fedrec_app.training import batches, sampling, sequences
 
 NUM_ITEMS = 12
 SEED = 1
@@ -31,6 +32,7 @@ ODD = ([3], range(12), [4, 0, 7, 2, 9], [1, 1, 2, 2, 5, 1], range(11))
 FEW = ([4, 0, 7], [1, 5])
 """With a negative for each positive they meet ten items of twelve at most."""
 _SPREAD = 0.2
+_COMPANY = 24
 
 Params = dict[str, Tensor]
 
@@ -48,6 +50,16 @@ class ModelCase:
     model: type[Recommender]
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model has a loss and is trained by it; one of the class `ClosedForm` is solved."""
+        return not issubclass(self.model, ClosedForm)
+
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds a run takes at most."""
+        return self.config.num_server_rounds if self.trained else 1
 
     @cached_property
     def asked(self) -> RunConfig:
@@ -83,12 +95,17 @@ class ModelCase:
     def spread(self, users: Cohort, items: Catalog | None = None) -> Recommender:
         """Returns a new model with every parameter moved by noise, so that nothing hides in zeros.
 
-        What a user's private rows are moved by depends on the user alone.
+        What a user's private rows are moved by depends on the user alone. Shared parameters that are solved, which may
+        mean nothing with noise on them, are those of `company` instead.
         """
         model = self.bound(users, items)
         private = set(model.private_names())
+        solved = {} if self.trained else self.sums([company(users.num_items)], items).solve()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
+                if name in solved:
+                    parameter.copy_(torch.from_numpy(solved[name]))
+                    continue
                 if name in private:
                     shape = parameter.shape[1:]
                     rows = [rng(SEED, "conformance", name, user).standard_normal(shape) for user in users.user_ids]
@@ -97,6 +114,53 @@ class ModelCase:
                     noise = rng(SEED, "conformance", name).standard_normal(parameter.shape)
                 parameter += _SPREAD * torch.from_numpy(np.asarray(noise)).to(parameter.dtype)
         return model
+
+    def node(self, users: Cohort, items: Catalog | None = None) -> ClosedForm:
+        """Returns a model that is solved as a node has it that is asked for statistics: its parameters have no values.
+
+        Args:
+            users: of the node.
+            items: the kit's without it.
+        """
+        return cast(ClosedForm, without_values(self.bound(users, items)))
+
+    def statistics(self, users: Cohort, items: Catalog | None = None) -> Arrays:
+        """Returns the statistics of a node as they arrive; arguments as for `node`."""
+        return from_record(to_record(self.node(users, items).statistics(users)))
+
+    def sums(self, nodes: Sequence[Cohort] = (), items: Catalog | None = None) -> Sums:
+        """Returns what the server makes of the statistics of nodes.
+
+        Args:
+            nodes: their users, in the order in which they answer.
+            items: the kit's without it.
+        """
+        sums = cast(ClosedForm, self.bound(None, items)).sums()
+        for users in nodes:
+            sums.add(self.statistics(users, items), num_training(users))
+        return sums
+
+
+def num_training(users: Cohort) -> int:
+    """Returns how many users have something to train on: what a node says of itself."""
+    return int((users.train.lengths > 0).sum())
+
+
+def without_values(model: Recommender) -> Recommender:
+    """Returns a copy of a model whose parameters have shapes alone: what a process keeps between messages."""
+    return with_parameters(model, {name: p.detach().to("meta") for name, p in model.named_parameters()})
+
+
+def company(num_items: int = NUM_ITEMS, most: int = 0) -> Cohort:
+    """Returns users to solve parameters from; one of them did nothing, and one came back to what he had.
+
+    Args:
+        num_items: of the catalog.
+        most: items of a user; half the catalog without it.
+    """
+    generator = rng(SEED, "conformance", "company", num_items, most)
+    lists = [generator.permutation(num_items)[: most or num_items // 2].tolist() for _ in range(_COMPANY)]
+    return cohort_of([[], [*lists[1], *lists[1][:1]], *lists[2:]], num_items)
 
 
 def catalog(num_items: int = NUM_ITEMS) -> Catalog:
@@ -130,9 +194,17 @@ def alone(users: Cohort, user: int) -> Cohort:
     return users.select(np.array([user]))
 
 
-def batch_of(users: Cohort, num_negatives: int = 2) -> Batch:
-    """Returns the batch whose units are users, each with all that he did."""
+def batch_of(model: Recommender, users: Cohort, num_negatives: int = 2) -> Batch:
+    """Returns the batch whose units are users, each with all that he did, of the kind that the model trains on.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
     base = sampling.sampling_base(SEED, 1, "conformance")
+    if model.sampling == "sequence":
+        return sequences.make(base, 0, users.keys, users.train, model)
+    if model.sampling != "pointwise":
+        raise ConfigError(unknown("sampling", model.sampling, get_args(Sampling)))
     samples, no_negatives = sampling.draw_epoch(
         base, 0, users.keys, users.train, users.never_negative, users.num_items, num_negatives
     )
@@ -145,13 +217,7 @@ def parameters(model: Recommender) -> Params:
 
 
 def losses_of(model: Recommender, params: Params, batch: Batch) -> Tensor:
-    """Returns (num_units,) losses, in the way that engines ask for them.
-
-    Raises:
-        ConfigError: the model trains on batches that the kit does not know.
-    """
-    if model.sampling != "pointwise":
-        raise ConfigError(unknown("sampling", model.sampling, ["pointwise"]))
+    """Returns (num_units,) losses, in the way that engines ask for them."""
     return functional_call(model, params, (batch,))
 
 
@@ -179,19 +245,22 @@ def scores_of(model: Recommender, histories: Histories, users: Sequence[int], it
         return model.score(state, torch.tensor(list(items), dtype=torch.int64))
 
 
-def difference(found: Tensor | np.ndarray, expected: Tensor | np.ndarray, exact: bool = False) -> str:
+def difference(
+    found: Tensor | np.ndarray, expected: Tensor | np.ndarray, exact: bool = False, within: float = 1e-4
+) -> str:
     """Returns how numbers differ in shape or, by more than rounding, in value, or "".
 
     Args:
         found: numbers.
         expected: what they should be.
         exact: to the last bit.
+        within: rounding, a share of the largest number expected (and of 0.1, where all are small).
     """
     one, other = (a.detach().double().numpy() if isinstance(a, Tensor) else a for a in (found, expected))
     if one.shape != other.shape:
         return f"the shape is {one.shape}, not {other.shape}"
     scale = float(np.abs(other[np.isfinite(other)]).max(initial=0.0))
-    tolerance = 0.0 if exact else 1e-5 + 1e-4 * scale
+    tolerance = 0.0 if exact else within * (0.1 + scale)
     wrong = np.argwhere(~np.isclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True))
     if not len(wrong):
         return ""
@@ -199,12 +268,12 @@ def difference(found: Tensor | np.ndarray, expected: Tensor | np.ndarray, exact:
     return f"it is {one[place]:.6g} at {place}, not {other[place]:.6g}"
 
 
-def differing(found: Mapping[str, Any], expected: Mapping[str, Any], exact: bool = False) -> str:
+def differing(found: Mapping[str, Any], expected: Mapping[str, Any], exact: bool = False, within: float = 1e-4) -> str:
     """Returns how named numbers differ, or ""; see `difference`."""
     if found.keys() != expected.keys():
         return f"the names are {sorted(found)}, not {sorted(expected)}"
     for name in expected:
-        if problem := difference(found[name], expected[name], exact):
+        if problem := difference(found[name], expected[name], exact, within):
             return f"{name!r}: {problem}"
     return ""
 

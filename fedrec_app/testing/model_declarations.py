@@ -16,6 +16,7 @@ from fedrec_app.errors import unknown
 from fedrec_app.models.base import ModelOptions, Recommender
 from fedrec_app.testing.model_case import NUM_ITEMS, ODD, ModelCase, catalog, cohort_of, differing, shared_of
 from strategies.base import RecStrategy
+from strategies.closed_form import NAME
 from strategies.registry import strategy_class
 
 _UNKNOWN = "no_such_option"
@@ -48,6 +49,11 @@ def check_recipe(case: ModelCase) -> None:
     config = case.config
     if case.model.couples_users and config.train.unit == "user":
         require("the model couples users, which needs train.unit = 'node'", "recipe['train.unit'] = 'user'")
+    if not case.trained:
+        needed = f"a model that is solved needs {NAME!r}"
+        require("" if config.strategy.name == NAME else needed, f"the strategy {config.strategy.name!r}")
+        case.make()
+        return
     strategy = strategy_class(config.strategy.name)
     if issubclass(strategy, RecStrategy):
         strategy(parse_options(config.strategy.options, "strategy.options"))
@@ -71,6 +77,8 @@ def check_names(case: ModelCase) -> None:
         require(f"{left[0]!r} is neither shared nor private" if left else "", f"{given}, the parameters")
         strange = [name for name in rows if name not in shared]
         require(f"{strange[0]!r} is not shared" if strange else "", f"{given}, row_names()")
+        if private and not case.trained and not model.solves_private:
+            require("nothing gives it values: `solves_private` is not said", f"{given}, the private {private[0]!r}")
         require("" if shared else "there is none: nothing would be learned together", f"{given}, shared_names()")
 
 
@@ -93,6 +101,16 @@ def check_shapes(case: ModelCase) -> None:
     for name, number in (("private_std", model.private_std()), ("recency", model.recency())):
         fine = math.isfinite(number) and number >= 0
         require("" if fine else f"it is {number}, not a number of at least 0", f"{name}()")
+    if model.sampling == "sequence":
+        _require_sequences(model)
+
+
+def _require_sequences(model: Recommender) -> None:
+    """Requires what batches of sequences are made by."""
+    length, crop = model.max_length, model.crop
+    whole = isinstance(length, int) and length >= 1
+    require("" if whole else f"it is {length}, not a whole number of at least 1", "`max_length`")
+    require("" if 0 <= crop <= 1 else f"it is {crop}, not a share from 0 to 1", "`crop`")
 
 
 def _require_rows(model: Recommender, name: str, rows: int, given: str) -> None:

@@ -30,6 +30,7 @@ from fedrec_app.testing.model_case import (
     not_finite,
     parameters,
     scores_of,
+    without_values,
 )
 from fedrec_app.training import sampling
 
@@ -40,7 +41,7 @@ _EVERY = range(NUM_ITEMS)
 def check_loss(case: ModelCase) -> None:
     """The loss is a finite float32 number for each unit, and every shared parameter has a gradient."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(users)
+    model, batch = case.spread(users), batch_of(model, users)
     given = f"a batch of {len(users)} users"
     for name in model.shared_names():
         frozen = not model.get_parameter(name).requires_grad
@@ -51,14 +52,14 @@ def check_loss(case: ModelCase) -> None:
     require("" if shape == (len(users),) else f"the loss has shape {shape}, not ({len(users)},)", given)
     require("" if losses.dtype == torch.float32 else f"the loss is {losses.dtype}, not torch.float32", given)
     require(not_finite(losses), f"{given}, the losses")
-    for name, gradient in _shared_gradients(model, params, losses).items():
+    for name, gradient in shared_gradients(model, params, losses).items():
         if gradient is None or not bool((gradient != 0).any()):
             require("the loss does not depend on it", f"{given}, {name!r}")
         else:
             require(not_finite(gradient), f"{given}, the gradient of {name!r}")
 
 
-def _shared_gradients(model: Recommender, params: Params, losses: Tensor) -> dict[str, Tensor | None]:
+def shared_gradients(model: Recommender, params: Params, losses: Tensor) -> dict[str, Tensor | None]:
     """Returns the gradient of the sum of losses by each shared parameter, None where there is none."""
     names = model.shared_names()
     if not losses.requires_grad:
@@ -71,7 +72,7 @@ def _shared_gradients(model: Recommender, params: Params, losses: Tensor) -> dic
 def check_units(case: ModelCase) -> None:
     """The loss of a unit does not depend on which others are in the batch, nor on their order."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(users)
+    model, batch = case.spread(users), batch_of(model, users)
     params = parameters(model)
     losses = losses_of(model, params, batch)
     for unit in range(len(users)):
@@ -87,15 +88,15 @@ def check_units(case: ModelCase) -> None:
 def check_padding(case: ModelCase) -> None:
     """Cells of weight 0 change neither losses nor gradients, whatever item they hold."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(users)
+    model, batch = case.spread(users), batch_of(model, users)
     params = parameters(model)
     expected = losses_of(model, params, batch)
-    gradients = _shared_gradients(model, params, expected)
+    gradients = shared_gradients(model, params, expected)
     for item in (0, NUM_ITEMS - 1):
         given = f"a batch with four more cells of weight 0 and item {item}"
         found = losses_of(model, params, _padded(batch, item))
         require(difference(found, expected), given)
-        for name, gradient in _shared_gradients(model, params, found).items():
+        for name, gradient in shared_gradients(model, params, found).items():
             one, other = (torch.zeros(()) if g is None else g for g in (gradient, gradients[name]))
             require(difference(one, other), f"{given}, the gradient of {name!r}")
 
@@ -115,7 +116,7 @@ def check_met_rows(case: ModelCase) -> None:
     anywhere else, in features for instance, says `whole_catalog = True`.
     """
     users = cohort_of(FEW)
-    model, batch = case.spread(users), batch_of(users, num_negatives=1)
+    model, batch = case.spread(users), batch_of(model, users, num_negatives=1)
     samples = batch["items"].numpy().copy()
     _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, NUM_ITEMS)
     params = parameters(model)
@@ -154,17 +155,14 @@ def check_scores(case: ModelCase) -> None:
 def check_inputs_unchanged(case: ModelCase) -> None:
     """`loss`, `encode` and `score` leave parameters, batches, histories and states as they were."""
     users = cohort_of(ODD)
-    model, batch, histories = case.spread(users), batch_of(users), users.train
+    model, batch, histories = case.spread(users), batch_of(model, users), users.train
     state: dict[str, Tensor] = {}
 
     def encode() -> None:
         state.update(model.encode(histories, torch.arange(len(users))))
 
-    calls: dict[str, Callable[[], object]] = {
-        "loss": lambda: model.loss(batch),
-        "encode": encode,
-        "score": lambda: model.score(state, torch.arange(NUM_ITEMS)),
-    }
+    calls: dict[str, Callable[[], object]] = {"loss": lambda: model.loss(batch)} if case.trained else {}
+    calls |= {"encode": encode, "score": lambda: model.score(state, torch.arange(NUM_ITEMS))}
     for name, call in calls.items():
         before = _inputs(model, batch, histories, state if name == "score" else {})
         with torch.no_grad():
@@ -198,33 +196,31 @@ def check_empty_history(case: ModelCase) -> None:
 def check_follows_parameters(case: ModelCase) -> None:
     """Losses and scores follow the parameters as they are, not as they were when something was scored before."""
     users = cohort_of(ODD)
-    batch, model = batch_of(users), case.bound(users)
-    skeleton = with_parameters(model, {name: p.detach().to("meta") for name, p in model.named_parameters()})
+    model = case.bound(users)
+    skeleton = without_values(model)
     new = {name: p.detach().clone() for name, p in case.spread(users).named_parameters()}
-    _outputs(model, users, batch)
+    _outputs(case, model, users)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(new[name])
-    expected = _outputs(case.spread(users), users, batch)
-    if differing(_outputs(case.spread(users), users, batch), expected):
+    expected = _outputs(case, case.spread(users), users)
+    if differing(_outputs(case, case.spread(users), users), expected):
         return  # not even the same for the same parameters, which check_scores and check_units are there to say
-    require(differing(_outputs(model, users, batch), expected), "other parameters after a first loss and score")
-    made = _outputs(with_parameters(skeleton, new), users, batch)
+    require(differing(_outputs(case, model, users), expected), "other parameters after a first loss and score")
+    made = _outputs(case, with_parameters(skeleton, new), users)
     require(differing(made, expected), "a copy of the model with other parameters")
 
 
-def _outputs(model: Recommender, users: Cohort, batch: Batch) -> Params:
-    return {
-        "scores": scores_of(model, users.train, range(len(users)), _EVERY),
-        "losses": losses_of(model, parameters(model), batch),
-    }
+def _outputs(case: ModelCase, model: Recommender, users: Cohort) -> Params:
+    scores = {"scores": scores_of(model, users.train, range(len(users)), _EVERY)}
+    return {**scores, "losses": losses_of(model, parameters(model), batch_of(model, users))} if case.trained else scores
 
 
 @check
 def check_solve_private(case: ModelCase) -> None:
     """Private rows in closed form fit, do not raise the loss, and depend on their user alone."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(users)
+    model, batch = case.spread(users), batch_of(model, users)
     for serving in (False, True):
         given = f"five users, serving={serving}"
         rows = model.solve_private(users.train, serving)
@@ -240,6 +236,11 @@ def check_solve_private(case: ModelCase) -> None:
             own = model.solve_private(alone(users, user).train, serving)
             mine = {name: value[user : user + 1] for name, value in rows.items()}
             require(differing(own, mine), f"{given}, user {user} alone")
+    if case.trained:
+        _require_no_worse(model, users, batch)
+
+
+def _require_no_worse(model: Recommender, users: Cohort, batch: Batch) -> None:
     params = parameters(model)
     start = losses_of(model, params, batch)
     solved = losses_of(model, {**params, **model.solve_private(users.train, serving=False)}, batch)

@@ -18,7 +18,7 @@ from fedrec_app.config import parse_options
 from fedrec_app.conformance import check, require
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import ConfigError
-from fedrec_app.models.base import Recommender, initial_private, with_parameters
+from fedrec_app.models.base import Batch, Recommender, initial_private, with_parameters
 from fedrec_app.records import COUNT, DELTA, Arrays
 from fedrec_app.seeding import rng
 from fedrec_app.testing.model_case import (
@@ -74,7 +74,7 @@ def check_several_steps(case: ModelCase) -> None:
             delta[name] += len(users.train[user]) * (after[name] - before[name])
         for name in own:
             own[name][user] = after[name][0]
-    given = "three users, two epochs of two batches"
+    given = "three users, two epochs"
     require(differing(sums.delta, delta), f"{given}, the sum of deltas")
     require(differing(rows, own), f"{given}, the private rows")
 
@@ -83,17 +83,25 @@ def _trained_alone(model: Recommender, users: Cohort, before: Arrays, plan: FitP
     """Returns the parameters and the private row of the one user there is after plain gradient steps."""
     job = Job(model, users, load_shared(model, {n: before[n] for n in model.shared_names()}), {}, plan, FitSums({}))
     fixed = set(model.private_names()) if model.solves_private else set()
-    train, samples, none = job.samples(np.array([0]))
     params = {name: torch.from_numpy(array.copy()).requires_grad_(name not in fixed) for name, array in before.items()}
     moving = [name for name in params if name not in fixed]
-    for part in np.split(samples, len(samples) // plan.batch_size):
-        ones = np.ones((1, len(part)), dtype=np.float32)
-        batch = batches.make(np.array([0]), part[None], ones, none, np.array([len(part) / len(train.items)]))
+    for batch in _batches_alone(job):
         gradients = torch.autograd.grad(losses_of(model, params, batch).sum(), [params[name] for name in moving])
         for name, gradient in zip(moving, gradients, strict=True):
             rate = plan.private_learning_rate if name in model.private_names() else plan.learning_rate
             params[name] = (params[name] - rate * gradient).detach().requires_grad_()
     return {name: tensor.detach().numpy() for name, tensor in params.items()}
+
+
+def _batches_alone(job: Job) -> list[Batch]:
+    """Returns the batches of the one user there is, without padding: parts of his samples, or a sequence an epoch."""
+    user, size = np.array([0]), job.plan.batch_size
+    if job.model.sampling == "sequence":
+        return [job.sequences(user, epoch) for epoch in range(job.plan.local_epochs)]
+    train, samples, none = job.samples(user)
+    ones = np.ones((1, size), dtype=np.float32)
+    share = np.array([size / len(train.items)])
+    return [batches.make(user, part[None], ones, none, share) for part in np.split(samples, len(samples) // size)]
 
 
 @check
@@ -121,13 +129,14 @@ def check_placement(case: ModelCase) -> None:
         shared, given = shared_of(apart), f"user {user} on a node of his own, and on one with four others"
         if differing(shared_of(together), shared, exact=True):
             return  # shared parameters depend on the cohort, which check_cohort is there to say
-        rows = rows_of(apart)
-        mine = {name: array.copy() for name, array in rows.items()}
-        plan = replace(_PLAN, num_negatives=2)
-        expected = fit_users(apart, one, shared, rows, plan, "one-step")
-        found = fit_users(together, one, shared, mine, plan, "one-step")
-        require(differing(found.delta, expected.delta), f"{given}, his delta")
-        require(differing(mine, rows), f"{given}, his private rows")
+        if case.trained:
+            rows = rows_of(apart)
+            mine = {name: array.copy() for name, array in rows.items()}
+            plan = replace(_PLAN, num_negatives=2)
+            expected = fit_users(apart, one, shared, rows, plan, "one-step")
+            found = fit_users(together, one, shared, mine, plan, "one-step")
+            require(differing(found.delta, expected.delta), f"{given}, his delta")
+            require(differing(mine, rows), f"{given}, his private rows")
         scores, again = (scores_of(apart, one.train, [0], range(NUM_ITEMS)) for _ in range(2))
         if not difference(again, scores, exact=True):  # which check_scores is there to say
             require(
@@ -148,7 +157,7 @@ def check_training_reduces_the_loss(case: ModelCase) -> None:
 
 @check
 def check_learns_tastes(case: ModelCase) -> None:
-    """Training under the recipe ranks the item held out far better than chance on planted data.
+    """A run under the recipe ranks the item held out far better than chance on planted data.
 
     Even users take even items, odd users odd ones, each as often as the other: only tastes tell them apart. A model
     that has none says so with the class attribute `personal = False`.
@@ -157,7 +166,7 @@ def check_learns_tastes(case: ModelCase) -> None:
     bound = chance + 3 * sqrt(chance * (1 - chance) / _BOARD_USERS)
     rate = 0.0
     for number, fitted in enumerate(_rounds(case), start=1):
-        if number % 4 == 0 or number == case.config.num_server_rounds:
+        if number % 4 == 0 or number == case.num_rounds:
             rate = _hit_rate(fitted)
             if rate > bound:
                 return
@@ -165,7 +174,7 @@ def check_learns_tastes(case: ModelCase) -> None:
 
 
 def _told(case: ModelCase) -> str:
-    return f"{case.config.num_server_rounds} rounds of {_BOARD_USERS} users, {_BOARD_ITEMS} items"
+    return f"{case.num_rounds} rounds of {_BOARD_USERS} users, {_BOARD_ITEMS} items"
 
 
 @dataclass(frozen=True)
@@ -197,6 +206,10 @@ def _rounds(case: ModelCase) -> Iterator[_Fitted]:
     """Yields the model after each round of one node, under the recipe of the model; without what a strategy changes on
     the nodes."""
     config, users, items = case.config, _board(), catalog(_BOARD_ITEMS)
+    if not case.trained:
+        model = case.bound(users, items)
+        yield _Fitted(case, model, users, case.sums([users], items).solve(), rows_of(model), 0.0, 1)
+        return
     found = strategy_class(config.strategy.name)
     if not issubclass(found, RecStrategy):
         raise ConfigError(f"strategy.name is {config.strategy.name!r}: the kit trains with strategies of ours alone")

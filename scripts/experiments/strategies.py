@@ -81,7 +81,7 @@ USERS = {"weighting": "users"}
 RULES: dict[str, list[Any]] = {"server_optimizer": [*map(_sgd, (200, 400, 800)), *map(_adagrad, (0.2, 0.3, 0.4))]}
 STRATEGIES: dict[str, Row] = {
     "fedavg": Row(
-        "fedavg", {**USERS, "learning_rate": 200},
+        "fedavg", {**USERS, "learning_rate": 800}, {"train.learning-rate": 0.5},
         grid={"learning_rate": [100, 200, 400, 800], "train.learning-rate": [0.5, 1.0, 2.0]},
     ),
     "fedavgm": Row(
@@ -90,11 +90,11 @@ STRATEGIES: dict[str, Row] = {
     ),
     "fedadam": Row(
         "fedadam", {**USERS, "learning_rate": 0.04, "tau": 1e-4},
-        grid={"learning_rate": [0.01, 0.02, 0.04], "tau": [1e-6, 1e-4]},
+        grid={"learning_rate": [0.01, 0.02, 0.04, 0.08], "tau": [1e-6, 1e-4]},
     ),
     "fedyogi": Row(
         "fedyogi", {**USERS, "learning_rate": 0.04, "tau": 1e-4},
-        grid={"learning_rate": [0.01, 0.02, 0.04], "tau": [1e-5, 1e-4]},
+        grid={"learning_rate": [0.01, 0.02, 0.04, 0.08], "tau": [1e-5, 1e-4]},
     ),
     "fedadagrad": Row(
         "fedadagrad", {**USERS, "learning_rate": 0.2, "tau": 1e-4},
@@ -108,19 +108,19 @@ STRATEGIES: dict[str, Row] = {
     "qfedavg": Row(
         "qfedavg", {**USERS, "q": 0.1, "server_optimizer": _sgd(200)}, grid={"q": [0.1, 1.0], **_rates(200, 800)}
     ),
-    "median": Row("median", {**USERS, "server_optimizer": _sgd(400)}, grid=RULES),
+    "median": Row("median", {**USERS, "server_optimizer": _sgd(200)}, grid=RULES),
     "trimmed-mean": Row("trimmed-mean", {**USERS, "trim": 0.125, "server_optimizer": _sgd(400)}, grid=RULES),
-    "krum": Row("krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(400)}, grid=RULES),
-    "multi-krum": Row("multi-krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(200)}, grid=RULES),
+    "krum": Row("krum", {**USERS, "num_malicious": 1, "server_optimizer": _adagrad(0.3)}, grid=RULES),
+    "multi-krum": Row("multi-krum", {**USERS, "num_malicious": 1, "server_optimizer": _sgd(400)}, grid=RULES),
     "norm-bound": Row("norm-bound", {**USERS, "server_optimizer": _sgd(400)}, grid=RULES),
-    "fedbuff": Row("fedbuff", {**USERS, "buffer_size": 4, "server_optimizer": _sgd(200)}, grid=_rates(100, 200, 400)),
+    "fedbuff": Row("fedbuff", {**USERS, "buffer_size": 4, "server_optimizer": _sgd(400)}, grid=_rates(200, 400, 800)),
     "fedavg, pooled nodes": Row(
         "fedavg", {"learning_rate": 2.0}, {**POOLED, "train.learning-rate": 20.0},
-        {"learning_rate": [1.0, 2.0], "train.learning-rate": [10.0, 20.0, 40.0]},
+        {"learning_rate": [1.0, 2.0], "train.learning-rate": [10.0, 20.0, 40.0, 80.0]},
     ),
     "scaffold, pooled nodes": Row(
         "scaffold", {"server_optimizer": _sgd(2.0)}, {**POOLED, "train.learning-rate": 40.0},
-        {**_rates(1.0, 2.0), "train.learning-rate": [10.0, 20.0, 40.0]},
+        {**_rates(1.0, 2.0), "train.learning-rate": [10.0, 20.0, 40.0, 80.0]},
     ),
 }  # fmt: skip
 """Name of a row -> the options that the best validation NDCG@10 of its grid chose, and the grid."""
