@@ -3,9 +3,11 @@
 
     python scripts/reproduce.py first-models --data-dir DATA --out docs/results.md
     python scripts/reproduce.py strategies --data-dir DATA --out docs/results.md
+    python scripts/reproduce.py models --data-dir DATA --out docs/results.md
     python scripts/reproduce.py tune-strategies --data-dir DATA        how the options of `strategies` were chosen
 
-`--data-dir` holds a folder `ml-100k` in the official layout (`fedrec data prepare ml-100k --out DIR/ml-100k`). Each
+`--data-dir` holds a folder `ml-100k` in the official layout (`fedrec data prepare ml-100k --out DIR/ml-100k`), and for
+`models` also `amazon-video` and `lastfm-2k`. Each
 experiment replaces its own section of the page. With `--keep DIR` finished runs stay there, and are not made again.
 """
 
@@ -16,11 +18,12 @@ import logging
 from pathlib import Path
 
 from experiments.first_models import first_models
+from experiments.models import models
 from experiments.page import write_section
 from experiments.runs import Runs
 from experiments.strategies import strategies, tune
 
-SECTIONS = {"first-models": first_models, "strategies": strategies}
+SECTIONS = {"first-models": first_models, "strategies": strategies, "models": models}
 
 
 def main(arguments: list[str] | None = None) -> None:

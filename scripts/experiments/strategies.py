@@ -89,7 +89,7 @@ STRATEGIES: dict[str, Row] = {
         grid={"learning_rate": [40, 80, 200], "momentum": [0.5, 0.9]},
     ),
     "fedadam": Row(
-        "fedadam", {**USERS, "learning_rate": 0.04, "tau": 1e-4},
+        "fedadam", {**USERS, "learning_rate": 0.08, "tau": 1e-4},
         grid={"learning_rate": [0.01, 0.02, 0.04, 0.08], "tau": [1e-6, 1e-4]},
     ),
     "fedyogi": Row(
@@ -101,8 +101,8 @@ STRATEGIES: dict[str, Row] = {
         grid={"learning_rate": [0.1, 0.2, 0.3, 0.4], "tau": [1e-4, 3e-4]},
     ),
     "fedprox": Row(
-        "fedprox", {**USERS, "mu": 0.01, "server_optimizer": _sgd(200)},
-        grid={"mu": [0.001, 0.01, 0.1], **_rates(200, 400)},
+        "fedprox", {**USERS, "mu": 0.1, "server_optimizer": _sgd(200)},
+        grid={"mu": [0.001, 0.01, 0.1]},
     ),
     "fednova": Row("fednova", {**USERS, "server_optimizer": _adagrad(0.3)}, grid=RULES),
     "qfedavg": Row(
@@ -115,11 +115,11 @@ STRATEGIES: dict[str, Row] = {
     "norm-bound": Row("norm-bound", {**USERS, "server_optimizer": _sgd(400)}, grid=RULES),
     "fedbuff": Row("fedbuff", {**USERS, "buffer_size": 4, "server_optimizer": _sgd(400)}, grid=_rates(200, 400, 800)),
     "fedavg, pooled nodes": Row(
-        "fedavg", {"learning_rate": 2.0}, {**POOLED, "train.learning-rate": 20.0},
+        "fedavg", {"learning_rate": 1.0}, {**POOLED, "train.learning-rate": 80.0},
         {"learning_rate": [1.0, 2.0], "train.learning-rate": [10.0, 20.0, 40.0, 80.0]},
     ),
     "scaffold, pooled nodes": Row(
-        "scaffold", {"server_optimizer": _sgd(2.0)}, {**POOLED, "train.learning-rate": 40.0},
+        "scaffold", {"server_optimizer": _sgd(1.0)}, {**POOLED, "train.learning-rate": 80.0},
         {**_rates(1.0, 2.0), "train.learning-rate": [10.0, 20.0, 40.0, 80.0]},
     ),
 }  # fmt: skip
@@ -142,10 +142,14 @@ HEAD = (
     "MB up / down",
 )
 NOTES = """\
-Gaps of .002 on validation mean nothing: the rules that average are alike here, where nobody attacks. Server and local
-rate act mostly as their product. Of `krum` the model follows one node in eight. `fedbuff` steps on half of the nodes,
-which are equally fast here, so one of its rounds is half the work. Pooled nodes take mini-batches of 1024, and compare
-with each other only.
+Gaps of .002 on validation mean nothing: the best of a hundred noisy rounds is shown. Server and local rate act mostly
+as their product. Robust rules lose nothing here, where nobody attacks and eight nodes of 118 users are much alike; of
+`krum` the model follows one node in eight. `fedbuff` steps on half of the nodes, which are equally fast here, so one of
+its rounds is half the work. Pooled nodes take mini-batches of 1024, and compare with each other only.
+
+What gets there sooner is Adagrad on the server, most of all behind normalised averaging: under `weighting = users` a
+long history still takes more local steps and pulls further, which `fednova` divides out.
+
 """
 
 

@@ -74,6 +74,12 @@ def test_the_options_of_every_row_are_a_point_of_its_grid(scripts: SimpleNamespa
         assert _read(row.flat()) in points, name
 
 
+def test_the_page_shows_the_rows_as_they_are(scripts: SimpleNamespace) -> None:
+    page = (REPO / "docs" / "results.md").read_text(encoding="utf-8")
+    for name, row in scripts.table.STRATEGIES.items():
+        assert f"| {name} | {scripts.table.options_in_short(row)} |" in page, name
+
+
 def test_rows_differ_in_their_strategy_alone_but_for_pooled_nodes(scripts: SimpleNamespace) -> None:
     for name, row in scripts.table.STRATEGIES.items():
         allowed = {"train.learning-rate"} | (set(scripts.table.POOLED) if "pooled nodes" in name else set())
