@@ -44,7 +44,7 @@ from fedrec_app.seeding import stream_base, torch_seed
 
 Batch = dict[str, Tensor]
 UserState = dict[str, Tensor]
-Sampling = Literal["pointwise"]
+Sampling = Literal["pointwise", "sequence"]
 
 
 class ModelOptions(BaseModel):
@@ -76,7 +76,8 @@ class Recommender(nn.Module):
     Class attributes:
         sampling: the batches that `loss` is given. "pointwise": "user" (B,) rows of private parameters, "items" (B,
             n), "labels" (B, n) 1 or 0, "weights" (B, n) 0 where padded, "share" (B,) how much of its user's
-            positives a unit holds.
+            positives a unit holds. "sequence": whole histories, see `fedrec_app.training.sequences`; the model has
+            `max_length`, how many items are read, and `crop`, the share of epochs with a history cut at random.
         whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch; or it looks
             items up in something that `row_names` does not list, such as their features.
         solves_private: `solve_private` gives private rows in closed form; they are then solved anew and never stored.
@@ -99,6 +100,8 @@ class Recommender(nn.Module):
     solves_private: bool = False
     factorization: Factorization | None = None
     couples_users: ClassVar[bool] = False
+    max_length: int = 0
+    crop: float = 0.0
     recipe: ClassVar[Mapping[str, Scalar]] = {}
     Options: ClassVar[type[ModelOptions]] = ModelOptions
 

@@ -41,7 +41,8 @@ _EVERY = range(NUM_ITEMS)
 def check_loss(case: ModelCase) -> None:
     """The loss is a finite float32 number for each unit, and every shared parameter has a gradient."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(model, users)
+    model = case.spread(users)
+    batch = batch_of(model, users)
     given = f"a batch of {len(users)} users"
     for name in model.shared_names():
         frozen = not model.get_parameter(name).requires_grad
@@ -72,7 +73,8 @@ def shared_gradients(model: Recommender, params: Params, losses: Tensor) -> dict
 def check_units(case: ModelCase) -> None:
     """The loss of a unit does not depend on which others are in the batch, nor on their order."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(model, users)
+    model = case.spread(users)
+    batch = batch_of(model, users)
     params = parameters(model)
     losses = losses_of(model, params, batch)
     for unit in range(len(users)):
@@ -88,7 +90,8 @@ def check_units(case: ModelCase) -> None:
 def check_padding(case: ModelCase) -> None:
     """Cells of weight 0 change neither losses nor gradients, whatever item they hold."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(model, users)
+    model = case.spread(users)
+    batch = batch_of(model, users)
     params = parameters(model)
     expected = losses_of(model, params, batch)
     gradients = shared_gradients(model, params, expected)
@@ -116,7 +119,8 @@ def check_met_rows(case: ModelCase) -> None:
     anywhere else, in features for instance, says `whole_catalog = True`.
     """
     users = cohort_of(FEW)
-    model, batch = case.spread(users), batch_of(model, users, num_negatives=1)
+    model = case.spread(users)
+    batch = batch_of(model, users, num_negatives=1)
     samples = batch["items"].numpy().copy()
     _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, NUM_ITEMS)
     params = parameters(model)
@@ -155,7 +159,8 @@ def check_scores(case: ModelCase) -> None:
 def check_inputs_unchanged(case: ModelCase) -> None:
     """`loss`, `encode` and `score` leave parameters, batches, histories and states as they were."""
     users = cohort_of(ODD)
-    model, batch, histories = case.spread(users), batch_of(model, users), users.train
+    model, histories = case.spread(users), users.train
+    batch = batch_of(model, users)
     state: dict[str, Tensor] = {}
 
     def encode() -> None:
@@ -220,7 +225,8 @@ def _outputs(case: ModelCase, model: Recommender, users: Cohort) -> Params:
 def check_solve_private(case: ModelCase) -> None:
     """Private rows in closed form fit, do not raise the loss, and depend on their user alone."""
     users = cohort_of(ODD)
-    model, batch = case.spread(users), batch_of(model, users)
+    model = case.spread(users)
+    batch = batch_of(model, users)
     for serving in (False, True):
         given = f"five users, serving={serving}"
         rows = model.solve_private(users.train, serving)

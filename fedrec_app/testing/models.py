@@ -88,8 +88,9 @@ CHECKS = by_name(
     check_options, check_recipe, check_names, check_shapes, check_loss, check_statistics, check_solve, check_seed,
     check_cohort, check_statistics_are_sums, check_additive, check_sums_are_their_own, check_refuses_what_is_malformed,
     check_refuses_what_is_beyond_its_users, check_solve_survives_liars, check_units, check_padding, check_met_rows,
-    check_front_padding, check_causality, check_last_items, check_one_item, check_scores, check_inputs_unchanged, check_empty_history, check_follows_parameters, check_several_steps,
-    check_factorization, check_solve_private, check_placement, check_training_reduces_the_loss, check_learns_tastes,
+    check_front_padding, check_causality, check_last_items, check_one_item, check_scores, check_inputs_unchanged,
+    check_empty_history, check_follows_parameters, check_several_steps, check_factorization, check_solve_private,
+    check_placement, check_training_reduces_the_loss, check_learns_tastes,
 )  # fmt: skip
 """Every check by name."""
 

@@ -1,4 +1,4 @@
-"""Batches of training samples: "user" (B,), "items", "labels", "weights" (B, n) and "share" (B,)."""
+"""Batches of training samples: "user" (B,), "items", "labels", "weights" (B, n), "share" and "examples" (B,)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def make(
         "labels": torch.from_numpy(labels.reshape(flat)),
         "weights": torch.from_numpy(weights.reshape(flat)),
         "share": torch.from_numpy(share.astype(np.float32)),
+        "examples": torch.ones(len(items)),
     }
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from fedrec_app.client_part import Units
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
-from fedrec_app.models.base import Recommender
+from fedrec_app.models.base import Batch, Recommender
 from fedrec_app.threads import even_parts
-from fedrec_app.training import sampling
+from fedrec_app.training import sampling, sequences
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
 from fedrec_app.training.private_rows import moves_private
 
@@ -60,6 +60,10 @@ class Job:
         ]
         return train, np.concatenate([samples for samples, _ in epochs]), epochs[0][1]
 
+    def sequences(self, users: NDArray[np.int64], epoch: int) -> Batch:
+        """Returns the batch of these users' sequences in an epoch."""
+        return sequences.make(self.base, epoch, self.cohort.keys[users], self.cohort.train.select(users), self.model)
+
     def weights(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns (num_users,) the weight of each user's delta: examples, or 1 by any rule that counts users once."""
         if self.plan.weighting == "examples":
@@ -87,7 +91,7 @@ class Job:
     def steps(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns (num_users,) how many steps each user takes."""
         lengths = self.cohort.train.lengths[users]
-        size = self.plan.batch_size
+        size = 0 if self.model.sampling == "sequence" else self.plan.batch_size  # a sequence is never cut into batches
         return self.plan.local_epochs * (-(-lengths // size) if size else np.minimum(lengths, 1))
 
     def parts(self, users: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from fedrec_app.client_part import Units
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.models.base import Batch, Recommender
 from fedrec_app.seeding import rng
-from fedrec_app.training import batches, optimizers, sampling
+from fedrec_app.training import batches, optimizers, sampling, sequences
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
 from fedrec_app.training.private_rows import fit_private, moves_private, put, step_rows, take
 from fedrec_app.training.users import load_shared, participants
@@ -51,7 +51,7 @@ def fit_node(
     judged = plan.part is not None and plan.part.weighed_by_outcome
     before = _total_loss(model, start, rows, cohort, users, plan, partition_id) if judged else None
     for epoch in range(plan.local_epochs):
-        for batch, members in _mini_batches(cohort, users, plan, epoch, partition_id):
+        for batch, members in _mini_batches(model, cohort, users, plan, epoch, partition_id):
             losses += _step(model, local, states, start, rows, batch, members, plan)
             steps += 1
     deltas = {name: (tensor - start[name]).cpu().double().numpy() for name, tensor in local.items()}
@@ -86,9 +86,10 @@ def _total_loss(
 ) -> float:
     """Returns the loss over the samples of the first epoch, summed over positives."""
     total = 0.0
-    for batch, members in _mini_batches(cohort, users, plan, 0, partition_id):
+    for batch, members in _mini_batches(model, cohort, users, plan, 0, partition_id):
         values, _ = take(rows, model.private_names(), members, plan.device)
-        total += float(functional_call(model, {**start, **values}, (batches.to(batch, plan.device),)).sum())
+        batch = batches.to(batch, plan.device)
+        total += float((functional_call(model, {**start, **values}, (batch,)) * batch["examples"]).sum())
     return total
 
 
@@ -131,15 +132,22 @@ def _step(
     if len(moving) > len(local):
         step_rows(plan, values, own_states, {name: grads[name] for name in names})
         put(rows, members, values, own_states)
-    return float(losses.detach().sum().cpu())
+    return float((losses.detach() * batch["examples"]).sum().cpu())
 
 
 def _mini_batches(
-    cohort: Cohort, users: NDArray[np.int64], plan: FitPlan, epoch: int, partition_id: int
+    model: Recommender, cohort: Cohort, users: NDArray[np.int64], plan: FitPlan, epoch: int, partition_id: int
 ) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-    """Yields (batch, members): a unit is a positive with its negatives, "user" its user's position in `members`."""
+    """Yields (batch, members): a unit is a positive with its negatives, or a user's sequence, "user" its user's
+    position in `members`."""
     generator = rng(plan.seed, "node-order", plan.server_round, epoch, partition_id)
     base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
+    if model.sampling == "sequence":
+        order = generator.permutation(users)
+        for at in range(0, len(order), plan.batch_size or POOLED_BATCH):
+            members = order[at : at + (plan.batch_size or POOLED_BATCH)]
+            yield sequences.make(base, epoch, cohort.keys[members], cohort.train.select(members), model), members
+        return
     samples, no_negatives = sampling.draw_epoch(
         base, epoch, cohort.keys, cohort.train, cohort.never_negative, cohort.num_items, plan.num_negatives
     )

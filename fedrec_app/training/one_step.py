@@ -43,12 +43,14 @@ def one_step(job: Job, users: NDArray[np.int64]) -> None:
 
 def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
     model, plan, sums = job.model, job.plan, job.sums
-    train, samples, no_negatives = job.samples(users)
-    # Of item tables only the rows that the block meets are differentiated.
     met = np.arange(job.cohort.num_items)
-    if not model.whole_catalog:
-        _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, job.cohort.num_items)
-    batch = batches.whole_users(samples, train, no_negatives)
+    if model.sampling == "sequence":
+        batch = job.sequences(users, 0)
+    else:
+        train, samples, no_negatives = job.samples(users)
+        if not model.whole_catalog:  # of item tables only the rows that the block meets are differentiated
+            _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, job.cohort.num_items)
+        batch = batches.whole_users(samples, train, no_negatives)
     weights = job.weights(users)
     counted = _weights_met(batch, weights, met, job) if sums.count or plan.weight_decay else None
     batch = batches.to(batch, plan.device)

@@ -101,8 +101,7 @@ class _Chunk:
     def of(cls, job: Job, users: NDArray[np.int64]) -> _Chunk:
         train, samples, no_negatives = job.samples(users)
         if job.model.whole_catalog:
-            every = np.tile(np.arange(job.cohort.num_items), len(users))
-            met = Histories(np.arange(len(users) + 1) * job.cohort.num_items, every)
+            met = _every_item(job, users)
         else:
             ends, items = sampling.rename(samples, train.indptr, job.plan.local_epochs, job.cohort.num_items)
             met = Histories(ends, items)
@@ -124,9 +123,35 @@ class _Chunk:
         return batches.make(own, items, weights, self.no_negatives[:active], positives / lengths), positives
 
 
+@dataclass(frozen=True)
+class _Sequences:
+    """Sequences of a chunk of users, who take a step an epoch; attributes as of `_Chunk`."""
+
+    job: Job
+    users: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    train: Histories
+    met: Histories
+
+    @classmethod
+    def of(cls, job: Job, users: NDArray[np.int64]) -> _Sequences:
+        return cls(job, users, job.steps(users), job.cohort.train.select(users), _every_item(job, users))
+
+    def batch(self, step: int, active: int, size: int) -> tuple[Batch, NDArray[np.int64]]:
+        """Returns the batch of an epoch, see `_Chunk.batch`."""
+        batch = self.job.sequences(self.users[:active], step)
+        batch["user"] = torch.zeros_like(batch["user"])
+        return batch, self.train.lengths[:active]
+
+
+def _every_item(job: Job, users: NDArray[np.int64]) -> Histories:
+    num_items = job.cohort.num_items
+    return Histories(np.arange(len(users) + 1) * num_items, np.tile(np.arange(num_items), len(users)))
+
+
 def _fit_chunk(job: Job, users: NDArray[np.int64]) -> None:
     plan, tables = job.plan, set(job.model.row_names())
-    chunk = _Chunk.of(job, users)
+    chunk = (_Sequences if job.model.sampling == "sequence" else _Chunk).of(job, users)
     places = torch.from_numpy(chunk.met.padded()).to(plan.device)
     start = {
         name: tensor[places] if name in tables else tensor.expand(len(users), *tensor.shape)
@@ -145,7 +170,7 @@ def _fit_chunk(job: Job, users: NDArray[np.int64]) -> None:
 
 
 def _take_steps(
-    job: Job, chunk: _Chunk, start: Stack, local: Stack, states: dict[str, Stack], own: Stack,
+    job: Job, chunk: _Chunk | _Sequences, start: Stack, local: Stack, states: dict[str, Stack], own: Stack,
     own_states: dict[str, Stack],
 ) -> Tensor:  # fmt: skip
     """Moves the stacks through all steps, in the dictionaries given; returns (U,) losses summed over positives."""
@@ -172,14 +197,14 @@ def _take_steps(
     return total
 
 
-def _losses(job: Job, chunk: _Chunk, stack: Stack) -> NDArray[np.float64]:
+def _losses(job: Job, chunk: _Chunk | _Sequences, stack: Stack) -> NDArray[np.float64]:
     """Returns (U,) each user's mean loss over the samples of the first epoch."""
     batch, _ = chunk.batch(0, len(chunk.users), 0)
     losses = vmap(_loss_of_one, in_dims=(None, 0, 0))(job.model, stack, batches.to(batch, job.plan.device))
     return losses.detach().cpu().double().numpy()
 
 
-def _clipped(job: Job, chunk: _Chunk, grads: Stack, active: int) -> Stack:
+def _clipped(job: Job, chunk: _Chunk | _Sequences, grads: Stack, active: int) -> Stack:
     """Returns the gradients of what moves, each of the first `active` users' bounded over all of it together."""
     still = set() if job.moves_private else set(job.model.private_names())
     moving = {name: grad for name, grad in grads.items() if name not in still}
@@ -215,7 +240,7 @@ def _prefix(whole: Tensor, first: Tensor) -> Tensor:
     return whole
 
 
-def _add_up(job: Job, chunk: _Chunk, local: Stack, losses_before: NDArray[np.float64] | None) -> None:
+def _add_up(job: Job, chunk: _Chunk | _Sequences, local: Stack, losses_before: NDArray[np.float64] | None) -> None:
     """Adds weighted, perhaps clipped, deltas of the users of a chunk to the sums."""
     sums, tables, met = job.sums, set(job.model.row_names()), chunk.met
     weights = job.weights(chunk.users)

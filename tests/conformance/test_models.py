@@ -13,8 +13,9 @@ from fedrec_app.conformance import ConformanceError
 from fedrec_app.models import base
 from fedrec_app.models.base import Recommender
 from fedrec_app.models.registry import BUILT_IN, MODELS, model_class
-from fedrec_app.testing.models import BASIC, CHECKS, SOLVING, ModelCase, applicable, run_all
+from fedrec_app.testing.models import BASIC, CHECKS, SEQUENCES, SOLVING, ModelCase, applicable, run_all
 from tests.conformance import model_faults as faults
+from tests.conformance import sequence_faults as sequences
 from tests.conformance.plain_model import Plain
 
 NEGATIVES = {"train.num-negatives": 4}
@@ -32,6 +33,10 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"init_std": 0.3}, {"train.optimizer": "adam", "train.learning-rate": 0.02,
                              "train.private-learning-rate": 0.05, "train.batch-size": 8}),
     ],
+    "sasrec": [
+        ({"max_length": 6, "layers": 1, "heads": 2, "dropout": 0.0}, {"model.embedding-dim": 8}),
+        ({"max_length": 6, "layers": 2, "heads": 2, "dropout": 0.3}, {"model.embedding-dim": 8}),
+    ],
 }  # fmt: skip
 """Options and settings over the recipe that every built-in model is tried with."""
 
@@ -46,6 +51,7 @@ FAULTS: dict[type[Recommender], tuple[set[str], str]] = {
     faults.CountsInFloat64: ({"shapes"}, r"'item_bias' is torch.float64, not torch.float32"),
     faults.KeepsARowForTheServer: ({"shapes"}, r"given 0 users: 'user' has shape \(1, 4\), not \(0, ...\)"),
     faults.LossIsOneNumber: ({"loss"}, r"a batch of 5 users: the loss has shape \(\), not \(5,\)"),
+    faults.TrainsOnGraphs: ({"loss"}, r"unknown sampling 'graph'"),
     faults.DetachesItsBias: ({"loss"}, r"'bias': the loss does not depend on it"),
     faults.NeverUsesItsBias: ({"loss"}, r"'offset': the loss does not depend on it"),
     faults.DrawsUnseeded: ({"seed"}, r"the same seed and users twice: 'item': it is"),
@@ -70,6 +76,19 @@ FAULTS: dict[type[Recommender], tuple[set[str], str]] = {
     faults.PunishesWithoutLearning: ({"training_reduces_the_loss"}, r"the loss is [\d.]+ first and [\d.]+ at last"),
     faults.RanksBackwards: ({"learns_tastes"}, r"HR@10 is 0.0\d\d; chance is 0.256 and 0.464 is asked for"),
     faults.TheSameForEverybody: ({"learns_tastes"}, r"HR@10 is 0.\d+; chance is 0.256"),
+    sequences.HasNoLength: ({"shapes"}, r"`max_length`: it is 0, not a whole number of at least 1"),
+    sequences.CropsTooOften: ({"shapes"}, r"`crop`: it is 50.0, not a share from 0 to 1"),
+    sequences.CountsFromTheFront: ({"front_padding"}, r"a user of 2 items beside longer ones: it is"),
+    sequences.AttendsThePadding: ({"front_padding"}, r"a user of 2 items beside longer ones: it is"),
+    sequences.AveragesTheWidth: ({"front_padding"}, r"a user of 2 items beside longer ones: it is"),
+    sequences.LooksAhead: ({"causality"}, r"6 cells of which the first 1 weigh, and other items after them: it is"),
+    sequences.LearnsWhatItMayNot: ({"causality"}, r"the first 1 weigh, and other items after them: it is"),
+    sequences.ReadsTheFirst: ({"last_items"}, r"the scores of a user of the last 6 of 9 items alone: it is"),
+    sequences.NeedsTwoItems: ({"one_item"}, r"given one item, the loss: it is"),
+    sequences.DropsOutByChance: (
+        {"units", "front_padding", "causality", "several_steps", "placement"},
+        r"unit \d of five",
+    ),
 }
 FEW_ROUNDS = {"num-server-rounds": 24}
 TRAINED = sorted(name for name in BUILT_IN if ModelCase(model_class(name)).trained)
@@ -101,7 +120,15 @@ def test_a_built_in_model_conforms(name: str, number: int, check: str) -> None:
 def test_the_plain_model_that_faults_are_planted_in_conforms() -> None:
     report = run_all(ModelCase(Plain, settings=FEW_ROUNDS))
     assert report.passed, str(report)
-    assert list(report.results) == [name for name in CHECKS if name not in {"factorization", "solve_private", *SOLVING}]
+    others = {"factorization", "solve_private", *SOLVING, *SEQUENCES}
+    assert list(report.results) == [name for name in CHECKS if name not in others]
+
+
+def test_the_plain_model_of_sequences_conforms() -> None:
+    report = run_all(ModelCase(sequences.Means, settings=FEW_ROUNDS))
+    assert report.passed, str(report)
+    others = {"factorization", "solve_private", "padding", "met_rows", *SOLVING}
+    assert list(report.results) == [name for name in CHECKS if name not in others]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

@@ -126,7 +126,7 @@ class NaiveNode:
         everybody = np.flatnonzero(self.cohort.train.lengths > 0)
         y, correction, steps = torch.from_numpy(x.copy()), torch.from_numpy(c - self.control), 0
         for epoch in range(plan.local_epochs):
-            for batch, members in node._mini_batches(self.cohort, everybody, plan, epoch, self.partition):
+            for batch, members in node._mini_batches(self.model, self.cohort, everybody, plan, epoch, self.partition):
                 y.requires_grad_(True)
                 mine = self.users[members].requires_grad_(True)
                 logits = (mine[batch["user"]][:, None] * y[batch["items"]]).sum(-1)

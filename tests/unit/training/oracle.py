@@ -110,7 +110,7 @@ def train_pooled(model: Recommender, cohort: Cohort, plan: FitPlan, partition_id
     optimizer = _optimizer(mine, plan)
     everybody, total = np.arange(len(cohort)), 0.0
     for epoch in range(plan.local_epochs):
-        for batch, members in node._mini_batches(cohort, everybody, plan, epoch, partition_id):
+        for batch, members in node._mini_batches(model, cohort, everybody, plan, epoch, partition_id):
             optimizer.zero_grad()
             users = torch.from_numpy(members)[batch["user"]]
             losses = mine.loss({**_double(batch), "user": users})

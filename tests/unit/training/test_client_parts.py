@@ -268,7 +268,7 @@ def test_a_pooled_node_judges_itself_by_its_loss_at_the_start(case: str) -> None
 def start_loss_by_positive() -> float:
     model = start_of("mf all items").double()
     total = 0.0
-    for batch, members in node._mini_batches(COHORT, EVERYBODY, replace(BASE, batch_size=1), 0, 3):
+    for batch, members in node._mini_batches(model, COHORT, EVERYBODY, replace(BASE, batch_size=1), 0, 3):
         doubled = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
         users = torch.from_numpy(members)[batch["user"]]
         total += model.loss({**doubled, "user": users}).sum().item()

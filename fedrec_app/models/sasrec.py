@@ -1,0 +1,164 @@
+"""SASRec: a causal Transformer over what a user did, whose last state scores every item.
+
+Self-Attentive Sequential Recommendation, Kang & McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781 (section III),
+with the loss over all items (full softmax) as in Klenitskiy & Vasilev, Turning Dross Into Gold Loss, RecSys 2023,
+https://arxiv.org/abs/2309.07602; layer norms before attention and perceptron (Xiong et al., ICML 2020), GELU.
+Positions are counted from the end of the sequence. There is nothing private but the history itself.
+
+Every layer is a Linear or a LayerNorm, so per-example gradients can be had (Opacus' hooks know both), and nothing
+depends on values, so `torch.func.vmap` can train a user a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedrec_app.config import Scalar
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.histories import Histories
+from fedrec_app.errors import ConfigError
+from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState
+from fedrec_app.models.dropout import dropout
+
+_FAR = -1e9
+"""Added to the attention that is not allowed: finite, so that a padded row has a softmax too."""
+
+
+class SasRec(Recommender):
+    """Next-item prediction with self-attention; everything is shared."""
+
+    name = "sasrec"
+    summary_line = "causal Transformer over the user's sequence, full softmax (Kang & McAuley, ICDM 2018)"
+    sampling = "sequence"
+    whole_catalog = True
+    recipe: ClassVar[Mapping[str, Scalar]] = {
+        "model.embedding-dim": 64,
+        "train.unit": "node",
+        "train.local-epochs": 2,
+        "train.batch-size": 32,
+        "train.optimizer": "adamw",
+        "train.learning-rate": 2e-3,
+        "train.private-learning-rate": 1.0,
+        "train.private-epochs": 0,
+        "train.num-negatives": 0,
+        "train.weight-decay": 0.01,
+        "evaluate.fold-in-epochs": 0,
+        "strategy.name": "fedavg",
+        "strategy.options": '{"weighting": "users"}',
+    }
+
+    class Options(ModelOptions):
+        """Options of the Transformer; its width is `model.embedding-dim`."""
+
+        layers: int = Field(default=2, ge=1, le=64, description="blocks of attention and perceptron")
+        heads: int = Field(default=2, ge=1, description="attention heads; they divide model.embedding-dim")
+        max_length: int = Field(default=50, ge=1, le=4096, description="L, last items of a history that are read")
+        dropout: float = Field(default=0.2, ge=0, lt=1, description="share of activations left out in training")
+        crop: float = Field(
+            default=0.0, ge=0, le=1, description="share of epochs in which a longer history is cut at a random place"
+        )
+
+    def __init__(self, embedding_dim: int, options: Options) -> None:
+        super().__init__(embedding_dim, options)
+        if embedding_dim % options.heads:
+            raise ConfigError(f"heads is {options.heads}: it must divide model.embedding-dim = {embedding_dim}")
+        self.max_length, self.crop = options.max_length, options.crop
+
+    def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
+        """Makes (num_items, d) item and (L, d) position embeddings, and the blocks."""
+        d = self.embedding_dim
+        self.item_embedding = nn.Parameter(torch.randn(len(catalog), d) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(self.max_length, d) * 0.02)
+        self.blocks = nn.ModuleList(Block(d, self.options.heads) for _ in range(self.options.layers))
+        self.norm = nn.LayerNorm(d)
+
+    def row_names(self) -> list[str]:
+        """Returns the item embeddings."""
+        return ["item_embedding"]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Returns (B,) the mean cross-entropy of each user's next items, over all items."""
+        items, weights = batch["items"], batch["weights"]
+        states = self._states(items, batch["present"], batch.get("noise"))
+        logits = states @ self.item_embedding.T
+        each = nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="none")
+        return (each.view(weights.shape) * weights).sum(-1) / weights.sum(-1).clamp(min=1.0)
+
+    def encode(self, histories: Histories, users: Tensor) -> UserState:
+        """Returns the state after the last item of each history, (num_users, d); zeros without any."""
+        lengths = np.minimum(histories.lengths, self.max_length)
+        width = max(int(lengths.max(initial=0)), 1)
+        back = np.arange(width)[::-1]
+        present = back < lengths[:, None]
+        at = np.where(present, histories.indptr[1:, None] - 1 - back, 0)
+        items = np.where(present, histories.items[at] if len(histories.items) else 0, 0)
+        device = self.item_embedding.device
+        real = torch.from_numpy(present.astype(np.float32)).to(device)
+        states = self._states(torch.from_numpy(items).to(device), real, None)[:, -1]
+        return {"state": states * real[:, -1:]}
+
+    def score(self, state: UserState, items: Tensor) -> Tensor:
+        """Returns (num_users, num_items) logits."""
+        return state["state"] @ self.item_embedding[items].T
+
+    def _states(self, items: Tensor, present: Tensor, noise: Tensor | None) -> Tensor:
+        """Returns (B, T, d) the states after each item.
+
+        Args:
+            items: (B, T) right-aligned, anything where there is none.
+            present: (B, T) 1 where there is an item, else 0.
+            noise: (B,) int64 what dropout is drawn from; None: no dropout.
+        """
+        width = items.shape[1]
+        rate = self.options.dropout
+        x = nn.functional.embedding(items, self.item_embedding) * math.sqrt(self.embedding_dim) * present[..., None]
+        x = dropout(x + self.position_embedding[-width:], rate, noise, 0)
+        causal = torch.ones(width, width, device=x.device).tril()
+        far = (1 - causal * present[:, None, :])[:, None] * _FAR
+        for n, block in enumerate(self.blocks):
+            x = block(x, far, rate, noise, 2 * n + 1)
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each on the normalised state and added to it.
+
+    Args:
+        dim: d, width of the states.
+        heads: of the attention.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.value, self.output = (nn.Linear(dim, dim) for _ in range(3))
+        # A bias of keys moves all attention of a row alike: it would only gather rounding, which Adam scales up.
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.expand, self.contract = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor, far: Tensor, rate: float, noise: Tensor | None, site: int) -> Tensor:
+        """Returns (B, T, d) the next states.
+
+        Args:
+            x: (B, T, d).
+            far: (B, 1, T, T) what is added to attention.
+            rate, noise, site: of dropout; the block has this site and the next.
+        """
+        y = self.attention_norm(x)
+        query, key, value = (
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        attention = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + far).softmax(-1)
+        mixed = self.output((attention @ value).transpose(1, 2).flatten(-2))
+        x = x + dropout(mixed, rate, noise, site)
+        wide = nn.functional.gelu(self.expand(self.mlp_norm(x)))
+        return x + dropout(self.contract(wide), rate, noise, site + 1)
