@@ -5,8 +5,8 @@ with the loss over all items (full softmax) as in Klenitskiy & Vasilev, Turning 
 https://arxiv.org/abs/2309.07602; layer norms before attention and perceptron (Xiong et al., ICML 2020), GELU.
 Positions are counted from the end of the sequence. There is nothing private but the history itself.
 
-Every layer is a Linear or a LayerNorm, so per-example gradients can be had (Opacus' hooks know both), and nothing
-depends on values, so `torch.func.vmap` can train a user a row.
+Nothing depends on values, so `torch.func.vmap` trains a user a row, and gives gradients of single users (Opacus through
+functorch; its hooks see no layer of a model that owns parameters of its own).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SasRec(Recommender):
 
         layers: int = Field(default=2, ge=1, le=64, description="blocks of attention and perceptron")
         heads: int = Field(default=2, ge=1, description="attention heads; they divide model.embedding-dim")
-        max_length: int = Field(default=50, ge=1, le=4096, description="L, last items of a history that are read")
+        max_length: int = Field(default=50, ge=2, le=4096, description="L, last items of a history that are read")
         dropout: float = Field(default=0.2, ge=0, lt=1, description="share of activations left out in training")
         crop: float = Field(
             default=0.0, ge=0, le=1, description="share of epochs in which a longer history is cut at a random place"

@@ -69,10 +69,13 @@ from fedrec_app.testing.model_training import (
 
 __all__ = ["BASIC", "CHECKS", "ConformanceError", "ModelCase", "Report", "applicable", "run_all"]
 
+SEQUENCES = by_name(check_front_padding, check_causality, check_last_items, check_one_item)
+"""Checks of models with `sampling = "sequence"` alone, by name."""
+
 TRAINING = by_name(
     check_loss, check_units, check_padding, check_met_rows, check_several_steps, check_factorization,
     check_training_reduces_the_loss,
-)  # fmt: skip
+) | SEQUENCES  # fmt: skip
 """Checks of a loss and of training by it, by name."""
 
 SOLVING = by_name(
@@ -80,9 +83,6 @@ SOLVING = by_name(
     check_refuses_what_is_malformed, check_refuses_what_is_beyond_its_users, check_solve_survives_liars,
 )  # fmt: skip
 """Checks of `ClosedForm` models alone, by name."""
-
-SEQUENCES = by_name(check_front_padding, check_causality, check_last_items, check_one_item)
-"""Checks of models with `sampling = "sequence"` alone, by name."""
 
 CHECKS = by_name(
     check_options, check_recipe, check_names, check_shapes, check_loss, check_statistics, check_solve, check_seed,

@@ -37,6 +37,8 @@ def one_step(job: Job, users: NDArray[np.int64]) -> None:
     if not takes_one_step(job, users).all():
         raise ValueError(f"users take more than one plain step with {job.plan}")
     cells = job.cohort.train.lengths[users] * (1 + job.plan.num_negatives)
+    if job.model.sampling == "sequence":  # scores of all items after each item that is read, a row of 64 as a cell
+        cells = np.minimum(cells, job.model.max_length) * (1 + job.cohort.num_items // 64)
     for block in blocks(users, cells, job.plan.device):
         _fit_block(job, block)
 

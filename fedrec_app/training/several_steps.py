@@ -53,6 +53,8 @@ def _floats(job: Job, users: NDArray[np.int64]) -> NDArray[np.int64]:
     if job.model.whole_catalog:
         met[:] = job.cohort.num_items
     batch = np.minimum(samples, plan.batch_size * (1 + plan.num_negatives)) if plan.batch_size else samples
+    if job.model.sampling == "sequence":  # scores of all items after each item that is read
+        fixed, batch = fixed + np.minimum(samples, job.model.max_length) * job.cohort.num_items, 0 * batch
     return COPIES * (fixed + met * row) + 4 * batch * row
 
 

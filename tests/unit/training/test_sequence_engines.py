@@ -23,6 +23,7 @@ RULES: dict[str, dict[str, Any]] = {
     "one step": {},
     "one step, decay": {"weight_decay": 0.1},
     "several steps": {"local_epochs": 3},
+    "mini-batches of one sequence": {"local_epochs": 2, "batch_size": 2},
     "proximal": {"local_epochs": 3, "proximal_mu": 0.5},
     "clipped": {"local_epochs": 2, "clip_norm": 0.2},
     "one clipped step": {"clip_norm": 0.1},
