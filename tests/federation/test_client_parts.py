@@ -115,7 +115,7 @@ class NaiveNode:
 
     def __init__(self, config: RunConfig, partition: int) -> None:
         data = node_data.node_data(config, partition, NODES)
-        self.config, self.partition, self.cohort = config, partition, data.cohort
+        self.config, self.partition, self.cohort, self.model = config, partition, data.cohort, data.skeleton
         self.users = torch.from_numpy(data.rows()["user_embedding"]).double()
         self.control = np.zeros((self.cohort.num_items, 4))
         self.weight = int(self.cohort.train.lengths.sum())
