@@ -66,3 +66,9 @@ def amazon_video() -> Path:
 def _one_thread() -> None:
     """Tiny tensors on busy cores are faster on one thread, and the same everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lastfm_2k() -> Path:
+    """The folder of Last.fm, HetRec 2011."""
+    return _data_set("lastfm-2k")

@@ -113,7 +113,7 @@ def test_synthetic_conforms(options: dict[str, Any]) -> None:
     assert set(CHECKS) - set(report.results) == {"unreadable_path", "columns"}
 
 
-@pytest.mark.parametrize("name", ["ml-100k", "amazon-video"])
+@pytest.mark.parametrize("name", ["ml-100k", "amazon-video", "lastfm-2k"])
 def test_data_sets_with_a_layout_of_their_own_conform(request: pytest.FixtureRequest, name: str) -> None:
     folder = request.getfixturevalue(name.replace("-", "_"))
     report = run_all(DataCase(type(sources.resolve(name)), str(folder)))
@@ -122,7 +122,7 @@ def test_data_sets_with_a_layout_of_their_own_conform(request: pytest.FixtureReq
 
 
 def test_every_built_in_data_set_is_tried() -> None:
-    assert set(sources.BUILT_IN) == {"csv", "synthetic", "ml-100k", "amazon-video"}
+    assert set(sources.BUILT_IN) == {"csv", "synthetic", "ml-100k", "amazon-video", "lastfm-2k"}
 
 
 def test_the_plain_source_that_faults_are_planted_in_conforms(shop: Path) -> None:
