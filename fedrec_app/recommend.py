@@ -66,8 +66,7 @@ def recommend_by(
     if user:
         cohort = _known_user(data, user)
     else:
-        once = [*dict.fromkeys(reversed(history))][::-1]  # of an item that is named twice the last time counts
-        seen = np.array([_position(catalog, item) for item in once], dtype=np.int64)
+        seen = np.array([_position(catalog, item) for item in dict.fromkeys(history)], dtype=np.int64)
         ordered = node_data.prepared(data).dataset.interactions.has_timestamps
         cohort = _cohort("", seen, len(catalog), ordered)
     served = [run.serve(catalog, cohort, "recommend") for run in runs]

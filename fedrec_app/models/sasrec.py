@@ -60,7 +60,7 @@ class SasRec(Recommender):
 
         layers: int = Field(default=2, ge=1, le=64, description="blocks of attention and perceptron")
         heads: int = Field(default=2, ge=1, description="attention heads; they divide model.embedding-dim")
-        max_length: int = Field(default=50, ge=2, le=4096, description="L, last items of a history that are read")
+        max_length: int = Field(default=50, ge=1, le=4096, description="L, last items of a history that are read")
         dropout: float = Field(default=0.2, ge=0, lt=1, description="share of activations left out in training")
         crop: float = Field(
             default=0.0, ge=0, le=1, description="share of epochs in which a longer history is cut at a random place"
