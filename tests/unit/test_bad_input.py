@@ -59,7 +59,7 @@ def refused(output_dir: Path, num_nodes: int = 2, **settings: Any) -> str:
         ({"data__min_interactions": 1000}, ["no user has 1000 interactions: the most is "]),
         (
             {"model__name": "nuemf"},
-            ["mf, neumf, popularity (did you mean 'neumf'?)"],
+            ["unknown model 'nuemf': one of ", "mf, neumf, ", "(did you mean 'neumf'?)"],
         ),
         (
             {"model__name": "json:JSONDecoder"},
