@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from fedrec_app import __version__
 from fedrec_app.config import RunConfig, Scalar, read_toml, to_toml
 from fedrec_app.errors import StateError
 from fedrec_app.files import write_atomically
@@ -25,6 +26,45 @@ CONFIG, METRICS, SUMMARY, MODEL, REPORT = (
 )  # fmt: skip
 _FORMAT = "fedrec-model/1"
 _POPULARITY = "statistics/item-counts"
+
+
+@dataclass(frozen=True)
+class Made:
+    """How shared parameters came to be: what a model file says besides them.
+
+    Attributes:
+        catalog_hash: of the items that rows belong to.
+        round: the server round that they are of.
+        lineage: of the private state that goes with them.
+        model: its name.
+        model_hash: of the model's declarations, "" where nobody knows it.
+        fedrec_version: what wrote the file.
+    """
+
+    catalog_hash: str
+    round: int
+    lineage: str
+    model: str = ""
+    model_hash: str = ""
+    fedrec_version: str = __version__
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str], path: Path) -> Made:
+        """Returns what the metadata of a model file says.
+
+        Raises:
+            StateError: something that a run writes is not in it, or the round is no number.
+        """
+        if missing := [key for key in ("catalog-hash", "round", "lineage") if key not in metadata]:
+            raise StateError(f"{path} does not say its {', '.join(missing)}: it was not written by a run")
+        if not metadata["round"].isdecimal():
+            raise StateError(f"{path} is of round {metadata['round']!r}: a number is expected")
+        said = {field.name: metadata.get(field.name.replace("_", "-"), "") for field in fields(cls)}
+        return cls(**{**said, "round": int(metadata["round"])})
+
+    def written(self) -> dict[str, str]:
+        """Returns it as the metadata of a file."""
+        return {key.replace("_", "-"): str(value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -69,22 +109,22 @@ class RunFolder:
         """Writes summary.json."""
         write_atomically(self.path / SUMMARY, (json.dumps(_plain(summary), indent=2) + "\n").encode())
 
-    def write_model(self, shared: Arrays, metadata: Mapping[str, str], popularity: NDArray | None) -> None:
+    def write_model(self, shared: Arrays, made: Made, popularity: NDArray | None) -> None:
         """Writes the shared parameters, and the training counts of items where all nodes told them.
 
         Args:
             shared: parameters by name.
-            metadata: what is needed to use them again: model, catalog, round, lineage.
+            made: what is needed to use them again.
             popularity: (num_items,) int64.
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in shared.items()}
         if popularity is not None:
             arrays[_POPULARITY] = popularity
-        content = save(arrays, metadata={"format": _FORMAT, **metadata})
+        content = save(arrays, metadata={"format": _FORMAT, **made.written()})
         write_atomically(self.path / MODEL, content)
 
-    def read_model(self) -> tuple[Arrays, dict[str, str], NDArray | None]:
-        """Returns shared parameters, metadata and popularity.
+    def read_model(self) -> tuple[Arrays, Made, NDArray | None]:
+        """Returns shared parameters, how they came to be, and popularity.
 
         Raises:
             StateError: there is no model file, or it is damaged or not one of ours.
@@ -100,10 +140,8 @@ class RunFolder:
             raise StateError(f"{path} is damaged: {error}") from None
         if metadata.get("format") != _FORMAT:
             raise StateError(f"{path} has format {metadata.get('format')!r}, {_FORMAT!r} is expected")
-        if missing := [key for key in ("catalog-hash", "round", "lineage") if key not in metadata]:
-            raise StateError(f"{path} does not say its {', '.join(missing)}: it was not written by a run")
-        popularity = arrays.pop(_POPULARITY, None)
-        return arrays, metadata, popularity
+        made = Made.read(metadata, path)
+        return arrays, made, arrays.pop(_POPULARITY, None)
 
     def read_config(self) -> dict[str, Scalar]:
         """Returns the flat settings of the run.

@@ -183,8 +183,10 @@ def _print_line(indent: int, name: str, text: str, style: str = "") -> None:
 
 
 def _print_parts(options: Collection[str], in_full: bool) -> None:
+    from strategies.compose import PARTS
+
     hint = "" if in_full else " (in full with --options)"
-    for option, registry in strategy_parts().items() if options else ():
+    for option, registry in PARTS.items():
         if option in options:
             stdout.print()
             _print_line(0, option, f': a name, or {{"name": ..., options}}{hint}')
@@ -196,20 +198,6 @@ def _values(option: Mapping[str, str]) -> str:
     """Returns what an option may be: "number >= 0, < 1; default 0.9"."""
     default = f"default {option['default']}" if option["default"] else "must be given"
     return f"{option['type']} {option['allowed']}".strip() + f"; {default}"
-
-
-def strategy_parts() -> dict[str, Registry[Any]]:
-    """Returns what options of strategies choose from, by the option's name."""
-    from strategies.aggregators import Aggregator
-    from strategies.compose import AGGREGATORS, SERVER_OPTIMIZERS
-    from strategies.optimizers import ServerOptimizer
-
-    rules = Registry("aggregator", AGGREGATORS, "fedrec.aggregators", Aggregator, "fedrec_app.api.Aggregator")
-    steps = Registry(
-        "server optimizer", SERVER_OPTIMIZERS, "fedrec.server_optimizers", ServerOptimizer,
-        "fedrec_app.api.ServerOptimizer",
-    )  # fmt: skip
-    return {"aggregator": rules, "server_optimizer": steps}
 
 
 def _kinds(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedrec_app.cli_check import class_at, show_report
-from fedrec_app.cli_plugins import add_list, stderr, stdout, strategy_parts
+from fedrec_app.cli_plugins import add_list, stderr, stdout
 from fedrec_app.errors import ConfigError
 from fedrec_app.plugins import Registry
 
@@ -78,11 +78,11 @@ def strategy_at(path: str) -> type[RecStrategy]:
         ConfigError: there is none, there are several, or it is not one that the kit can check.
     """
     from strategies.base import RecStrategy
+    from strategies.compose import PARTS
     from strategies.registry import STRATEGIES
 
-    parts = strategy_parts()
-    found = class_at(STRATEGIES, path, *parts.values())
-    for part in parts.values():
+    found = class_at(STRATEGIES, path, *PARTS.values())
+    for part in PARTS.values():
         if issubclass(found, part.base):
             said = f"{found.__name__} is of the kind {part.kind!r}: the kit gets a strategy that is plain but for it"
             stderr.print(said, markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,7 @@ from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.models.base import Recommender, initialise, model_hash
 from fedrec_app.models.closed_form import ClosedForm
+from fedrec_app.part_memory import PartMemory
 from fedrec_app.private_state import PrivateState
 from fedrec_app.records import CONTROL, COUNT, DELTA, ROWS, STAT, Arrays, Ask, Said, changed_rows
 from fedrec_app.training.node import fit_node
@@ -38,7 +39,6 @@ from strategies.base import RecStrategy
 from strategies.registry import strategy_class
 
 ARRAYS_IN, ARRAYS_OUT = "arrays-in", "arrays-out"
-_MYSELF = np.zeros(1, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,8 @@ class RecommenderClient(NumPyClient):
             self._state(config).save(server_round, self.cohort.keys, rows, [int(config.get(Ask.KEEP_ROUND, 0))])
         if plan.part is not None and plan.part.has_controls and not sums.controls:
             sums.controls = {name: np.zeros_like(array) for name, array in shared.items()}  # nobody trained
-        if plan.part is not None and plan.part.memory:
-            memory = {name: array[None] for name, array in plan.part.memory.items()}
-            self._memory(config).save(server_round, _MYSELF, memory, [int(config.get(Ask.MEMORY_ROUND, 0))])
+        if plan.part is not None:
+            self._memory(config).save(server_round, plan.part.memory, [int(config.get(Ask.MEMORY_ROUND, 0))])
         arrays = _deltas(sums, self.model.row_names()) if wants_delta else _parameters(shared, sums)
         metrics: dict[str, Any] = {
             Said.NUM_EXAMPLES: int(sums.num_examples),
@@ -257,21 +256,21 @@ class RecommenderClient(NumPyClient):
             if control is None or control.shape != shapes[name]:
                 raise FedrecError(f"the message has no {CONTROL + name} of shape {shapes[name]}")
         last_used = int(config.get(Ask.MEMORY_ROUND, 0))
-        memory = self._memory(config).load(last_used, _MYSELF, {}) if part.remembers() else {}
         return part(
             validate_options(found.Options, options, f"strategy {found.name!r}"),
             {name: np.asarray(control, dtype=np.float32) for name, control in controls.items()},
-            {name: array[0] for name, array in memory.items()},
+            self._memory(config).load(last_used) if part.remembers() else {},
         )
 
-    def _memory(self, config: Mapping[str, Any]) -> PrivateState:
-        """Returns where this node keeps what its strategy's client part remembers."""
-        lineage = f"{config.get(Ask.LINEAGE, 'default')}.strategy"
-        return PrivateState(self.node.state_dir, lineage, self.node.partition_id, self.node.durable)
+    def _memory(self, config: Mapping[str, Any]) -> PartMemory:
+        return PartMemory(self.node.state_dir, _lineage(config), self.node.partition_id, self.node.durable)
 
     def _state(self, config: Mapping[str, Any]) -> PrivateState:
-        lineage = str(config.get(Ask.LINEAGE, "default"))
-        return PrivateState(self.node.state_dir, lineage, self.node.partition_id, self.node.durable)
+        return PrivateState(self.node.state_dir, _lineage(config), self.node.partition_id, self.node.durable)
+
+
+def _lineage(config: Mapping[str, Any]) -> str:
+    return str(config.get(Ask.LINEAGE, "default"))
 
 
 def _deltas(sums: FitSums, row_names: list[str]) -> Arrays:

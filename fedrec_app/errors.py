@@ -31,6 +31,21 @@ def unknown(kind: str, value: str, allowed: Iterable[str]) -> str:
         allowed: every value that would have been right.
     """
     names = sorted(allowed)
-    nearest = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    return f"unknown {kind} {value!r}: one of {', '.join(names)}{hint}"
+    return f"unknown {kind} {value!r}: one of {', '.join(names)}{did_you_mean(value, names)}"
+
+
+def did_you_mean(value: str, names: Iterable[str], inside: str = "") -> str:
+    """Returns ` (did you mean 'ml-100k'?)`, or "" where no name is like the value.
+
+    Args:
+        value: the value found.
+        names: every value that would have been right.
+        inside: what stands before the name in the hint, for example "package.module:".
+    """
+    near = nearest(value, names)
+    return f" (did you mean {inside + near!r}?)" if near else ""
+
+
+def nearest(value: str, names: Iterable[str]) -> str:
+    """Returns the name that is most like a value, or "" where none is like it."""
+    return next(iter(difflib.get_close_matches(value, names, n=1, cutoff=0.5)), "")

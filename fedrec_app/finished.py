@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec_app import node_data
-from fedrec_app.artifacts import RunFolder
+from fedrec_app.artifacts import Made, RunFolder
 from fedrec_app.config import RunConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
@@ -63,14 +63,14 @@ class FinishedRun:
         folder: where it is.
         config: its settings, every "auto" resolved.
         shared: parameters of its best round, by name.
-        metadata: of the model file: catalog-hash, model-hash, round, lineage and so on.
+        made: how its parameters came to be.
         popularity: (num_items,) training interactions of each item, where all nodes told them.
     """
 
     folder: RunFolder
     config: RunConfig
     shared: Arrays
-    metadata: dict[str, str]
+    made: Made
     popularity: NDArray | None
 
     @classmethod
@@ -80,8 +80,8 @@ class FinishedRun:
         Raises:
             FedrecError: there is none, or its files are damaged.
         """
-        shared, metadata, popularity = folder.read_model()
-        return cls(folder, RunConfig.from_flat(folder.read_config()), shared, metadata, popularity)
+        shared, made, popularity = folder.read_model()
+        return cls(folder, RunConfig.from_flat(folder.read_config()), shared, made, popularity)
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class FinishedRun:
             StateError: it is not the one that the run was trained on.
         """
         catalog = node_data.catalog(self.config.data)
-        if catalog.hash != self.metadata["catalog-hash"]:
+        if catalog.hash != self.made.catalog_hash:
             raise StateError("the catalog has changed since this run: its items do not match the model's rows")
         return catalog
 
@@ -139,9 +139,9 @@ class FinishedRun:
         if model.solves_private or not initial:
             rows, has_rows, problems = initial, np.ones(len(cohort), dtype=bool), []
         else:
-            rows, has_rows, problems = _stored_rows(nodes, int(self.metadata["round"]), cohort.keys, initial)
+            rows, has_rows, problems = _stored_rows(nodes, self.made.round, cohort.keys, initial)
         rows = with_optimizer_state(rows, str(config.train.optimizer))
-        plan = FitPlan.to_serve(config.train, config.seed, int(self.metadata["round"]))
+        plan = FitPlan.to_serve(config.train, config.seed, self.made.round)
         epochs = int(config.evaluate.fold_in_epochs)
         # Each call fits its own users; the last one's scores are of all.
         scorer(model, self.shared, rows, cohort, np.flatnonzero(~has_rows), plan, max(epochs, NEWCOMER_EPOCHS), purpose)
@@ -149,7 +149,7 @@ class FinishedRun:
         return Served(scores, has_rows, tuple(problems), len(nodes))
 
     def _states(self) -> list[PrivateState]:
-        state_dir, lineage = self.folder.path.resolve().parent.parent / "nodes", self.metadata["lineage"]
+        state_dir, lineage = self.folder.path.resolve().parent.parent / "nodes", self.made.lineage
         partitions = sorted(int(path.name) for path in (state_dir / lineage).glob("*") if path.name.isdecimal())
         return [PrivateState(state_dir, lineage, partition) for partition in partitions]
 
@@ -209,7 +209,7 @@ def _data_facts(run: FinishedRun) -> dict[str, Any]:
     data = run.config.data.model_dump(by_alias=True, exclude={"partition", "options"})
     facts = {f"data.{key}": value for key, value in data.items()}
     facts["data.options"] = json.loads(run.config.data.options or "{}")
-    return {**facts, "catalog": run.metadata["catalog-hash"][:12]}
+    return {**facts, "catalog": run.made.catalog_hash[:12]}
 
 
 def _model_facts(run: FinishedRun) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _model_facts(run: FinishedRun) -> dict[str, Any]:
         "model.name": config.model.name,
         "model.embedding-dim": config.model.embedding_dim,
         "model.options": make_model(config.model).options.model_dump(),
-        "model-hash": run.metadata.get("model-hash", "")[:12],
+        "model-hash": run.made.model_hash[:12],
         "evaluate.metric": config.evaluate.metric,
         "evaluate.ks": config.evaluate.ks,
     }

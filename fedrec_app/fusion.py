@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ class _Nodes:
         self._lineage = f"fused-{datetime.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         number = int(self._summary["num_nodes"])
         self._grid = LocalGrid(client_app.app, self.config.flat(), number)
-        catalog, model = self.like.catalog().hash, self.like.metadata.get("model-hash", "")
+        catalog, model = self.like.catalog().hash, self.like.made.model_hash
         self._roster = Roster(catalog, model, ["item-counts"], self.config.strategy.join_timeout)
         self._roster.wait(self._grid, number)
         self._popularity = self._roster.sums.get("item-counts")
@@ -208,15 +208,8 @@ class _Nodes:
         folder = RunFolder.create(Path(self.config.output_dir), datetime.now())
         header = "# fused by `fedrec fuse`, not trained: the settings of the best parent, which serve and judge it\n"
         write_atomically(folder.path / CONFIG, (header + to_toml(self.config.flat())).encode())
-        metadata = {
-            "model": self.config.model.name,
-            "catalog-hash": self.like.metadata["catalog-hash"],
-            "model-hash": self.like.metadata.get("model-hash", ""),
-            "round": str(FUSED_ROUND),
-            "lineage": self._lineage,
-            "fedrec-version": __version__,
-        }
-        folder.write_model(shared, metadata, self._popularity)
+        made = replace(self.like.made, round=FUSED_ROUND, lineage=self._lineage, fedrec_version=__version__)
+        folder.write_model(shared, made, self._popularity)
         parent = {name: value for name, value in self._summary.items() if name in _INHERITED}
         untrained = {
             "strategy": "fusion", "rounds": 0, "best_round": FUSED_ROUND, "stopped_early": False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pkgutil
 import re
@@ -11,6 +10,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import PurePath
 from types import ModuleType
+
+from fedrec_app.errors import did_you_mean
 
 _EXPECTED = '"package.module:Class" is expected'
 _OURS = {"fedrec_app", "strategies", "importlib", "_frozen_importlib", "pydantic", "contextlib"}
@@ -68,8 +69,7 @@ def missing_class(module: ModuleType, name: str, package: str) -> str:
         and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
     has = f"it has {', '.join(sorted(own))}" if 0 < len(own) <= _SHOWN else f"it has {len(own) or 'no'} classes"
-    nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.5)
-    hint = f" (did you mean '{module.__name__}:{nearest[0]}'?)" if nearest else ""
+    hint = did_you_mean(name, own, f"{module.__name__}:")
     return f"module {module.__name__!r} has no {name!r}: {has}{hint}{_correct(package)}"
 
 
@@ -116,9 +116,7 @@ def _no_module(missing: str) -> str:
     if not parent:
         return f"there is no module {missing!r} here: is the package that holds it installed in this environment?"
     names = [found.name for found in pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", []))]
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" (did you mean '{parent}.{nearest[0]}'?)" if nearest else ""
-    return f"there is no module {name!r} in {parent!r}{hint}"
+    return f"there is no module {name!r} in {parent!r}{did_you_mean(name, names, f'{parent}.')}"
 
 
 def _correct(package: str) -> str:

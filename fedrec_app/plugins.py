@@ -142,11 +142,6 @@ class Registry(Generic[Base]):
         )
 
 
-def find(kind: str, name: str, built_in: Mapping[str, str], group: str) -> type:
-    """Returns the class called `name`, whatever it derives from; see `Registry`."""
-    return Registry(kind, built_in, group, object, "object").find(name)
-
-
 def load(kind: str, name: str, path: str, package: str = "") -> type:
     """Returns the class at a path.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.ensemble import fused, require_fusion
-from fedrec_app.errors import ConfigError, DataError, StateError
+from fedrec_app.errors import ConfigError, DataError, StateError, did_you_mean
 from fedrec_app.finished import FinishedRun, Served, require_same_data
 from fedrec_app.run_weights import by_score, normalised
 
@@ -136,9 +135,8 @@ def _position(catalog: Catalog, item: str) -> int:
 
 
 def _not_there(kind: str, name: str, names: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {kind} {name!r}: the data has {len(names)}, such as {', '.join(names[:5])}{hint}"
+    some = ", ".join(names[:5])
+    return f"unknown {kind} {name!r}: the data has {len(names)}, such as {some}{did_you_mean(name, names)}"
 
 
 def _item(catalog: Catalog, position: int, score: float) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from fedrec_app import __version__, node_data
-from fedrec_app.artifacts import RunFolder
+from fedrec_app import node_data
+from fedrec_app.artifacts import Made, RunFolder
 from fedrec_app.config import RunConfig, TrainConfig, parse_options
 from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.models.base import Recommender, initialise, model_hash
@@ -198,15 +198,8 @@ class _Run:
         return dict(metrics)
 
     def _write_model(self, progress: Progress, lineage: str, popularity: NDArray | None) -> None:
-        metadata = {
-            "model": self.config.model.name,
-            "catalog-hash": self.catalog_hash,
-            "model-hash": model_hash(self.model),
-            "round": str(progress.best_round),
-            "lineage": lineage,
-            "fedrec-version": __version__,
-        }
-        self.folder.write_model(from_record(progress.best_arrays), metadata, popularity)
+        made = Made(self.catalog_hash, progress.best_round, lineage, self.config.model.name, model_hash(self.model))
+        self.folder.write_model(from_record(progress.best_arrays), made, popularity)
 
     def _summary(self, progress: Progress, test: dict[str, Any], roster: Roster, lineage: str) -> dict[str, Any]:
         config, rounds = self.config, progress.rounds

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedrec_app.errors import ConfigError
-from fedrec_app.plugins import find, plug_in_code
+from fedrec_app.plugins import Registry, plug_in_code
 from strategies.aggregators import Aggregator
 from strategies.optimizers import ServerOptimizer
 from strategies.options import Choice
 
-AGGREGATORS = {
-    "mean": "strategies.aggregators:WeightedMean",
-    "median": "strategies.median:CoordinateMedian",
-    "trimmed-mean": "strategies.trimmed_mean:CoordinateTrimmedMean",
-    "krum": "strategies.krum:KrumSelection",
-    "multi-krum": "strategies.multi_krum:MultiKrumSelection",
-    "norm-bound": "strategies.norm_bound:BoundedMean",
-}
-SERVER_OPTIMIZERS = {
-    "sgd": "strategies.optimizers:SGD",
-    "momentum": "strategies.optimizers:Momentum",
-    "adagrad": "strategies.adaptive:Adagrad",
-    "yogi": "strategies.adaptive:Yogi",
-    "adam": "strategies.adaptive:Adam",
-}
+AGGREGATORS = Registry(
+    "aggregator",
+    {
+        "mean": "strategies.aggregators:WeightedMean",
+        "median": "strategies.median:CoordinateMedian",
+        "trimmed-mean": "strategies.trimmed_mean:CoordinateTrimmedMean",
+        "krum": "strategies.krum:KrumSelection",
+        "multi-krum": "strategies.multi_krum:MultiKrumSelection",
+        "norm-bound": "strategies.norm_bound:BoundedMean",
+    },
+    "fedrec.aggregators",
+    Aggregator,
+    "fedrec_app.api.Aggregator",
+)
+SERVER_OPTIMIZERS = Registry(
+    "server optimizer",
+    {
+        "sgd": "strategies.optimizers:SGD",
+        "momentum": "strategies.optimizers:Momentum",
+        "adagrad": "strategies.adaptive:Adagrad",
+        "yogi": "strategies.adaptive:Yogi",
+        "adam": "strategies.adaptive:Adam",
+    },
+    "fedrec.server_optimizers",
+    ServerOptimizer,
+    "fedrec_app.api.ServerOptimizer",
+)
+PARTS: dict[str, Registry[Any]] = {"aggregator": AGGREGATORS, "server_optimizer": SERVER_OPTIMIZERS}
+"""What options of strategies choose from, by the option's name."""
 
 Part = TypeVar("Part", Aggregator, ServerOptimizer)
 
@@ -35,7 +49,7 @@ def make_aggregator(choice: Choice) -> Aggregator:
     Raises:
         ConfigError: there is none of that name, or an option does not fit.
     """
-    return _make("aggregator", choice, AGGREGATORS, Aggregator)
+    return _make(AGGREGATORS, choice)
 
 
 def make_server_optimizer(choice: Choice) -> ServerOptimizer:
@@ -44,17 +58,14 @@ def make_server_optimizer(choice: Choice) -> ServerOptimizer:
     Raises:
         ConfigError: there is none of that name, or an option does not fit.
     """
-    return _make("server optimizer", choice, SERVER_OPTIMIZERS, ServerOptimizer)
+    return _make(SERVER_OPTIMIZERS, choice)
 
 
-def _make(kind: str, choice: Choice, built_in: dict[str, str], contract: type[Part]) -> Part:
+def _make(parts: Registry[Part], choice: Choice) -> Part:
     options = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = options.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f'{kind} is {choice}: a name or {{"name": ..., options}} is expected')
-    group = f"fedrec.{kind.replace(' ', '_')}s"
-    found = find(kind, name, built_in, group)
-    if not issubclass(found, contract):
-        raise ConfigError(f"{kind} {name!r} is {found.__name__}, which is not a {contract.__name__}")
-    with plug_in_code(kind, name, found, group, ("options",)):
+        raise ConfigError(f'{parts.kind} is {choice}: a name or {{"name": ..., options}} is expected')
+    found = parts.find(name)
+    with plug_in_code(parts.kind, name, found, parts.group, ("options",)):
         return found(options)

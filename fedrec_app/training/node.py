@@ -142,10 +142,11 @@ def _mini_batches(
     position in `members`."""
     generator = rng(plan.seed, "node-order", plan.server_round, epoch, partition_id)
     base = sampling.sampling_base(plan.seed, plan.server_round, "fit")
+    size = plan.batch_size or POOLED_BATCH
     if model.sampling == "sequence":
         order = generator.permutation(users)
-        for at in range(0, len(order), plan.batch_size or POOLED_BATCH):
-            members = order[at : at + (plan.batch_size or POOLED_BATCH)]
+        for at in range(0, len(order), size):
+            members = order[at : at + size]
             yield sequences.make(base, epoch, cohort.keys[members], cohort.train.select(members), model), members
         return
     samples, no_negatives = sampling.draw_epoch(
@@ -155,7 +156,6 @@ def _mini_batches(
     taking_part = np.zeros(len(cohort), dtype=bool)
     taking_part[users] = True
     order = generator.permutation(np.flatnonzero(taking_part[owners]))
-    size = plan.batch_size or POOLED_BATCH
     for at in range(0, len(order), size):
         chosen = order[at : at + size]
         members, user = np.unique(owners[chosen], return_inverse=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedrec_app.client_part import ClientPart, Units
 from fedrec_app.conformance import check, giving, require
-from fedrec_app.private_state import PrivateState
+from fedrec_app.part_memory import PartMemory
 from fedrec_app.records import ARRAYS, CONTROL, Arrays, Said, from_record
 from fedrec_app.seeding import rng
 from strategies.testing.harness import Make, Run, difference, fresh, not_finite
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _USERS = 3
 _ROWS = [4, 1, 3]
-_MYSELF = np.zeros(1, dtype=np.uint64)
 
 
 @check
@@ -242,8 +241,6 @@ def _misfit(arrays: dict[str, Any], owed: str) -> str:
 def _kept(memory: Arrays) -> Arrays:
     """Returns a memory after it was kept as a node keeps it."""
     with tempfile.TemporaryDirectory() as folder, giving("memory to the node's disk and back"):
-        state = PrivateState(Path(folder), "kit.strategy", 0, durable=False)
-        if memory:
-            rows: dict[str, NDArray] = {name: array[None] for name, array in memory.items()}
-            state.save(1, _MYSELF, rows)
-        return {name: array[0] for name, array in state.load(1, _MYSELF, {}).items()}
+        on_disk = PartMemory(Path(folder), "kit", 0, durable=False)
+        on_disk.save(1, memory)
+        return on_disk.load(1)

@@ -47,7 +47,7 @@ def facts(result: RunResult) -> dict[str, Any]:
     return json.loads(json.dumps({"rounds": lines, "summary": summary})) | {"arrays": arrays}
 
 
-@pytest.mark.parametrize("model", [{}, NEUMF], ids=["mf", "neumf"])
+@pytest.mark.parametrize("model", [{}, pytest.param(NEUMF, marks=pytest.mark.slow)], ids=["mf", "neumf"])
 def test_an_asynchronous_run_is_the_same_every_time_whatever_the_ids_of_its_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
 ) -> None:

@@ -51,8 +51,19 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("user_fraction", [1.0, 0.3])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "user_fraction"),
+    [
+        ("mf", 1.0),
+        ("mf", 0.3),
+        ("mf bce", 0.3),
+        ("neumf", 1.0),
+        ("neumf rows adam", 0.3),
+        pytest.param("mf bce", 1.0, marks=pytest.mark.slow),
+        pytest.param("neumf", 0.3, marks=pytest.mark.slow),
+        pytest.param("neumf rows adam", 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_number_of_nodes_does_not_change_the_model_or_its_metrics(
     tmp_path: Path, model: str, user_fraction: float
 ) -> None:

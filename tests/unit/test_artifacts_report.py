@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from fedrec_app.artifacts import RunFolder
+from fedrec_app.artifacts import Made, RunFolder
 from fedrec_app.config import RunConfig, parse_overrides
 from fedrec_app.errors import ConfigError, FedrecError, StateError
 from fedrec_app.report import plot_curves, result_rows, write_report
@@ -21,7 +21,7 @@ from fedrec_app.simulate import simulate
 
 SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 NOW = datetime(2026, 3, 4, 5, 6, 7)
-METADATA = {"model": "mf", "catalog-hash": "abc", "round": "3", "lineage": "line"}
+MADE = Made("abc", 3, "line", "mf", "def")
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +131,13 @@ def test_a_model_comes_back_bit_for_bit(folder: RunFolder, popularity: Any) -> N
         "item_embedding": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32).T,
         "mlp.0.bias": np.array([1e-30], dtype=np.float32),
     }
-    folder.write_model(shared, METADATA, popularity)
-    arrays, metadata, counts = folder.read_model()
+    folder.write_model(shared, MADE, popularity)
+    arrays, made, counts = folder.read_model()
     assert arrays.keys() == shared.keys()
     for name in shared:
         np.testing.assert_array_equal(arrays[name], shared[name])
         assert arrays[name].dtype == np.float32
-    assert metadata == {"format": "fedrec-model/1", **METADATA}
+    assert made == MADE
     assert (counts is None) == (popularity is None)
     if popularity is not None:
         np.testing.assert_array_equal(counts, popularity)
@@ -147,7 +147,7 @@ def test_a_model_file_that_is_missing_damaged_or_foreign_is_refused(folder: RunF
     path = folder.path / "model.safetensors"
     with pytest.raises(StateError, match=r"no model\.safetensors in .*: is it the folder of a run that completed"):
         folder.read_model()
-    folder.write_model({"a": np.zeros(3, dtype=np.float32)}, METADATA, None)
+    folder.write_model({"a": np.zeros(3, dtype=np.float32)}, MADE, None)
     whole = path.read_bytes()
     for damaged in (b"", whole[:-1], b"\x80" + whole[1:], b"PK" + whole):
         path.write_bytes(damaged)
@@ -161,6 +161,9 @@ def test_a_model_file_that_is_missing_damaged_or_foreign_is_refused(folder: RunF
         folder.read_model()
     path.write_bytes(save({"a": np.zeros(3)}, metadata={"format": "fedrec-model/1", "round": "1"}))
     with pytest.raises(StateError, match="does not say its catalog-hash, lineage"):
+        folder.read_model()
+    path.write_bytes(save({"a": np.zeros(3)}, metadata={"format": "fedrec-model/1", **MADE.written(), "round": "two"}))
+    with pytest.raises(StateError, match="is of round 'two': a number is expected"):
         folder.read_model()
 
 

@@ -53,7 +53,7 @@ def bench(
 @pytest.mark.parametrize(
     ("command", "ratios", "told_beside"),
     [
-        ("train", {"mf", "neumf", "vmap", "threads"}, set()),
+        pytest.param("train", {"mf", "neumf", "vmap", "threads"}, set(), marks=pytest.mark.slow),
         ("aggregate", {"aggregate"}, {"aggregate-fifth-of-rows"}),
         (
             "evaluate",

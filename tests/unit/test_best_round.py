@@ -88,8 +88,8 @@ def test_test_is_read_once_with_the_arrays_and_the_private_state_of_the_best_rou
     assert len(tested) == NUM_NODES
     assert found.asked[-NUM_NODES:] == tested
     validated = {config[Ask.ROUND]: arrays for config, arrays in found.part("validation")}
-    shared, metadata, _ = found.folder.read_model()
-    assert metadata["round"] == str(best)
+    shared, made, _ = found.folder.read_model()
+    assert made.round == best
     for config, arrays in tested:
         assert (config[Ask.ROUND], config[Ask.PRIVATE_ROUND]) == (best, best)
         for name, array in arrays.items():

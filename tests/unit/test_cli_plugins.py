@@ -21,8 +21,8 @@ from strategies.registry import BUILT_IN, STRATEGIES
 
 EVERYTHING: dict[str, Mapping[str, str]] = {
     "strategy": BUILT_IN,
-    "aggregator": AGGREGATORS,
-    "server optimizer": SERVER_OPTIMIZERS,
+    "aggregator": AGGREGATORS.built_in,
+    "server optimizer": SERVER_OPTIMIZERS.built_in,
     "model": MODELS,
     "dataset": DATASETS,
 }
@@ -74,9 +74,9 @@ def test_every_option_of_what_is_built_in_is_described_in_a_line(kind: str, name
 @pytest.mark.parametrize(
     ("schema", "option", "parts"),
     [
-        (WithAggregator, "aggregator", AGGREGATORS),
-        (WithServerOptimizer, "server_optimizer", SERVER_OPTIMIZERS),
-        (UnitOptions, "server_optimizer", SERVER_OPTIMIZERS),
+        (WithAggregator, "aggregator", AGGREGATORS.built_in),
+        (WithServerOptimizer, "server_optimizer", SERVER_OPTIMIZERS.built_in),
+        (UnitOptions, "server_optimizer", SERVER_OPTIMIZERS.built_in),
     ],
 )
 def test_an_option_that_chooses_a_part_names_all_of_them(
@@ -166,6 +166,6 @@ def test_one_strategy_lists_the_parts_that_it_takes_with_their_options(monkeypat
     assert "    momentum: number >= 0, < 1; default 0.9\n        beta, decay of the velocity" in parts
 
     parts = shown(monkeypatch, STRATEGIES, "fedprox").partition("\n\n")[2]
-    for name in (*AGGREGATORS, *SERVER_OPTIMIZERS):
+    for name in (*AGGREGATORS.built_in, *SERVER_OPTIMIZERS.built_in):
         assert f"\n  {name} (built-in): " in parts
     assert "\naggregator: " not in shown(monkeypatch, THINGS, "many")

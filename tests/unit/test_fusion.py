@@ -56,8 +56,7 @@ def changed(run: FinishedRun, tmp_path: Path, change: Callable[[NDArray], NDArra
     path = tmp_path / "date" / "changed"
     shutil.copytree(run.folder.path, path)
     folder = RunFolder(path)
-    metadata = {key: value for key, value in run.metadata.items() if key != "format"}
-    folder.write_model({"item_embedding": change(run.shared["item_embedding"])}, metadata, run.popularity)
+    folder.write_model({"item_embedding": change(run.shared["item_embedding"])}, run.made, run.popularity)
     return FinishedRun.read(folder)
 
 

@@ -267,10 +267,10 @@ def test_a_name_of_one_kind_is_none_of_another(install: Install) -> None:
         model_class("plug")
 
 
-def test_find_serves_registries_without_a_base_by_the_same_rules(install: Install) -> None:
+def test_a_registry_of_any_kind_goes_by_the_same_rules(install: Install) -> None:
     install("a_part", "class Part: pass", "fedrec.parts", part="Part", own="Part")
     built_in = {"own": "pathlib:Path"}
-    assert plugins.find("part", "own", built_in, "fedrec.parts") is Path
-    assert plugins.find("part", "part", built_in, "fedrec.parts").__module__ == "a_part"
     registry = Registry("part", built_in, "fedrec.parts", object, "object")
+    assert registry.find("own") is Path
+    assert registry.find("part").__module__ == "a_part"
     assert registry.names() == ["own", "part"]

@@ -117,15 +117,15 @@ def test_scores_of_the_default_model_are_its_closed_form_on_all_a_user_did(mf: R
 def evaluated_scores(folder: RunFolder) -> dict[str, NDArray[np.float64]]:
     """User -> scores of every item by the client that judged the test part, after it did."""
     config = config_of(folder)
-    arrays, metadata, _ = folder.read_model()
+    arrays, made, _ = folder.read_model()
     scores = {}
     for partition in range(3):
         client = RecommenderClient(config, Node(partition, 3, folder.path.parent.parent / "nodes"))
         client.evaluate(
             [arrays[name] for name in client.model.shared_names()],
             {
-                Ask.ROUND: int(metadata["round"]), Ask.PRIVATE_ROUND: int(metadata["round"]),
-                Ask.LINEAGE: metadata["lineage"], Ask.PART: "test",
+                Ask.ROUND: made.round, Ask.PRIVATE_ROUND: made.round,
+                Ask.LINEAGE: made.lineage, Ask.PART: "test",
             },
         )  # fmt: skip
         users = torch.arange(len(client.cohort))
@@ -173,7 +173,7 @@ def copied(folder: RunFolder, tmp_path: Path) -> RunFolder:
     """The same run elsewhere, its private states copied, so that they can be damaged."""
     copy = tmp_path / "date" / "time"
     shutil.copytree(folder.path, copy)
-    lineage = folder.read_model()[1]["lineage"]
+    lineage = folder.read_model()[1].lineage
     shutil.copytree(folder.path.parent.parent / "nodes" / lineage, tmp_path / "nodes" / lineage)
     return RunFolder(copy)
 
@@ -183,7 +183,7 @@ def users_of_node(folder: RunFolder, node: int) -> list[str]:
 
 
 def damage(folder: RunFolder, node: int) -> None:
-    state = folder.path.parent.parent / "nodes" / folder.read_model()[1]["lineage"] / str(node)
+    state = folder.path.parent.parent / "nodes" / folder.read_model()[1].lineage / str(node)
     for path in state.glob("*.safetensors"):
         path.write_bytes(b"half")
 
@@ -249,10 +249,10 @@ def test_without_popularity_a_newcomer_is_told_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("user", "history", "k", "expected"),
     [
-        ("u399", [], 5, "unknown user 'u399': the data has 40, such as u00, u01, u02, u03, u04; did you mean 'u39'?"),
+        ("u399", [], 5, "unknown user 'u399': the data has 40, such as u00, u01, u02, u03, u04 (did you mean 'u39'?)"),
         ("nobody at all", [], 5, "unknown user 'nobody at all': the data has 40, such as u00, u01, u02, u03, u04"),
         ("", ["i03", "i599"], 5,
-         "unknown item 'i599': the data has 60, such as i00, i01, i02, i03, i04; did you mean 'i59'?"),
+         "unknown item 'i599': the data has 60, such as i00, i01, i02, i03, i04 (did you mean 'i59'?)"),
         ("u01", ["i03"], 5, "give a user of the data or a history, not both"),
         ("u01", [], 0, "k is 0: at least 1 is expected"),
     ],

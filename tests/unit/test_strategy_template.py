@@ -79,6 +79,7 @@ def test_a_strategy_that_breaks_the_contract_fails_them(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_class_that_was_renamed_in_one_place_is_told_the_other(folder: Path) -> None:
     (folder / "gentle_mean" / "strategy.py").write_text(OTHER.replace("class GentleMean", "class GentlerMean"))
     printed = printed_by_its_tests(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +14,7 @@ from fedrec_app.data.schema import Dataset
 from fedrec_app.data.sources.base import DataSource, SourceOptions
 from fedrec_app.data.sources.files import RawTable, find, header_of, read_text
 from fedrec_app.data.validation import CONTEXT, STANDARD, Quarantine
-from fedrec_app.errors import ConfigError, DataError, unknown
+from fedrec_app.errors import ConfigError, DataError, did_you_mean, nearest, unknown
 
 _PARQUET = (".parquet", ".pq")
 _IDS = ("user_id", "item_id")
@@ -105,15 +104,13 @@ def _columns_used(file: Path, header: list[str], mapping: dict[str, str]) -> dic
     listing = f"it has {', '.join(header)}"
     for target, column in mapping.items():
         if column not in header:
-            near = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise DataError(f"{file} has no column {column!r} for {target}: {listing}{hint}")
+            raise DataError(f"{file} has no column {column!r} for {target}: {listing}{did_you_mean(column, header)}")
     own = [name for name in header if name in STANDARD or name.startswith(CONTEXT)]
     used = mapping | {name: name for name in own if name not in mapping and name not in mapping.values()}
     for name in _IDS:
         if name not in used:
-            near = difflib.get_close_matches(name, header, n=1, cutoff=0.5) or ["..."]
-            raise DataError(f"{file} has no column {name!r}: {listing}; name it in the mapping, as '{name}={near[0]}'")
+            near = nearest(name, header) or "..."
+            raise DataError(f"{file} has no column {name!r}: {listing}; name it in the mapping, as '{name}={near}'")
     return used
 
 
