@@ -63,7 +63,7 @@ class SasRec(Recommender):
         max_length: int = Field(default=50, ge=1, le=4096, description="L, last items of a history that are read")
         dropout: float = Field(default=0.2, ge=0, lt=1, description="share of activations left out in training")
         crop: float = Field(
-            default=0.0, ge=0, le=1, description="share of epochs in which a longer history is cut at a random place"
+            default=0.7, ge=0, le=1, description="share of epochs in which a longer history is cut at a random place"
         )
 
     def __init__(self, embedding_dim: int, options: Options) -> None:
