@@ -22,8 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
+
 Subject = TypeVar("Subject")
 
+_UNKNOWN = "no_such_option"
 _OURS = {"fedrec_app", "strategies"}
 _KITS = ("fedrec_app.conformance", "fedrec_app.testing", "strategies.testing")
 _LIBRARIES = {"flwr", "numba", "numpy", "pandas", "pyarrow", "pydantic", "pydantic_core", "safetensors", "torch"}
@@ -69,6 +72,23 @@ def require(problem: str, given: str) -> None:
     """
     if problem:
         raise _Broken(given, problem)
+
+
+def require_options(schema: type[BaseModel], base: type[BaseModel]) -> None:
+    """Ends a check where options are not of their base, have a default that does not do, or take any name.
+
+    Args:
+        schema: the options.
+        base: what they must derive from.
+    """
+    if not issubclass(schema, base):
+        require(f"{schema.__name__} does not derive from {base.__name__}", "`Options`")
+    schema()
+    try:
+        schema.model_validate({_UNKNOWN: 1})
+    except ValidationError:
+        return
+    require("it was accepted", f"the option {_UNKNOWN}")
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from fedrec_app.errors import DataError, FedrecError
 from fedrec_app.node_data import cohort
 from fedrec_app.records import Arrays, changed_rows, from_record, num_bytes, to_record
 from fedrec_app.simulate import simulate
+from tests.small import SMALL
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 SHARED = {
     "mf": {"item_embedding"},
     "neumf": {

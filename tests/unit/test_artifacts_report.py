@@ -18,8 +18,8 @@ from fedrec_app.config import RunConfig, parse_overrides
 from fedrec_app.errors import ConfigError, FedrecError, StateError
 from fedrec_app.report import plot_curves, result_rows, write_report
 from fedrec_app.simulate import simulate
+from tests.small import SMALL
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 NOW = datetime(2026, 3, 4, 5, 6, 7)
 MADE = Made("abc", 3, "line", "mf", "def")
 

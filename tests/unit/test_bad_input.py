@@ -11,8 +11,7 @@ import pytest
 
 from fedrec_app.errors import FedrecError
 from fedrec_app.simulate import simulate
-
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
+from tests.small import SMALL
 
 
 def run(output_dir: Path, num_nodes: int = 2, **settings: Any) -> dict[str, Any]:

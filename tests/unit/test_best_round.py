@@ -13,8 +13,8 @@ from flwr.app import Message
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.records import ARRAYS, CONFIG, Arrays, Ask, from_record
 from fedrec_app.simulate import simulate
+from tests.small import SMALL
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 NUM_NODES, NUM_ROUNDS, METRIC = 2, 12, "ndcg@10"
 # Rates that are much too high: validation soon gets worse.
 WILD = {

@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from fedrec_app import __version__, cli
+from tests.small import SMALL
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 Fedrec = Callable[..., tuple[int, str, str]]
 
 

@@ -18,18 +18,14 @@ from fedrec_app.ensemble import evaluate_ensemble, fused, reciprocal_ranks, stan
 from fedrec_app.errors import FedrecError
 from fedrec_app.finished import FinishedRun
 from fedrec_app.run_weights import by_score, choices, normalised
-from fedrec_app.simulate import simulate
+from tests.small import run_folder
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 NOBODY = Histories.from_lists([[]])
 
 
 def simulated(output_dir: Path, num_nodes: int = 3, **settings: Any) -> FinishedRun:
-    flat = {
-        "output-dir": str(output_dir), "num-server-rounds": 3, "data.options": SMALL, "evaluate.bootstrap": 20,
-        "privacy.min-cohort": 1, **{key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()},
-    }  # fmt: skip
-    return FinishedRun.read(simulate(flat, num_nodes).folder)
+    own = {"num_server_rounds": 3, "evaluate__bootstrap": 20}
+    return FinishedRun.read(run_folder(output_dir, num_nodes, **{**own, **settings}))
 
 
 @pytest.fixture(scope="module")

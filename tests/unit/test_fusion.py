@@ -22,18 +22,14 @@ from fedrec_app.fusion import fuse, interpolate, procrustes
 from fedrec_app.recommend import recommend
 from fedrec_app.report import write_report
 from fedrec_app.run_weights import Choice
-from fedrec_app.simulate import simulate
+from tests.small import run_folder
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 RUNNER = CliRunner()
 
 
 def simulated(output_dir: Path, num_nodes: int = 3, **settings: Any) -> FinishedRun:
-    flat = {
-        "output-dir": str(output_dir), "num-server-rounds": 4, "data.options": SMALL, "evaluate.bootstrap": 10,
-        "privacy.min-cohort": 1, **{key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()},
-    }  # fmt: skip
-    return FinishedRun.read(simulate(flat, num_nodes).folder)
+    own = {"num_server_rounds": 4, "evaluate__bootstrap": 10}
+    return FinishedRun.read(run_folder(output_dir, num_nodes, **{**own, **settings}))
 
 
 @pytest.fixture(scope="module")

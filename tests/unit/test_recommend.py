@@ -20,18 +20,13 @@ from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import FedrecError
 from fedrec_app.recommend import recommend, recommend_by
 from fedrec_app.records import Ask
-from fedrec_app.simulate import simulate
+from tests.small import run_folder
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 NUM_ITEMS = 60
 
 
 def simulated(output_dir: Path, num_nodes: int = 3, **settings: Any) -> RunFolder:
-    flat = {
-        "output-dir": str(output_dir), "num-server-rounds": 3, "data.options": SMALL, "evaluate.bootstrap": 0,
-        "privacy.min-cohort": 1, **{key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()},
-    }  # fmt: skip
-    return simulate(flat, num_nodes).folder
+    return run_folder(output_dir, num_nodes, **{"num_server_rounds": 3, "evaluate__bootstrap": 0, **settings})
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from strategies.fedavg import FedAvg
 from strategies.rollcall import Roster
 from strategies.rounds import Progress, RoundRecord, run_rounds
 from strategies.settings import Settings
+from tests.small import SMALL
 from tests.unit.strategies.test_exchange import Alive
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 PARAMS: Arrays = {"table": np.zeros((3, 2), dtype=np.float32)}
 
 

@@ -25,8 +25,8 @@ from fedrec_app.records import ARRAYS, METRICS, Arrays, Ask, from_record
 from fedrec_app.schedules import Schedule
 from fedrec_app.simulate import simulate
 from fedrec_app.training.plan import FitPlan
+from tests.small import SMALL
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 STEP = '{"name": "step", "every": 3, "factor": 0.5}'
 COSINE = '{"name": "cosine", "final_factor": 0.1}'
 WARM = '{"name": "cosine", "warmup_rounds": 4, "final_factor": 0.2}'

@@ -17,8 +17,8 @@ from fedrec_app.records import CONFIG, METRICS
 from fedrec_app.simulate import parse_durations, simulate
 from strategies.rounds import MOST_AT_ONCE, Exchange
 from strategies.testing.nodes import enter_run
+from tests.small import SMALL
 
-SMALL = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
 enter_run()
 
 
