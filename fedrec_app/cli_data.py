@@ -15,11 +15,24 @@ from fedrec_app.cli_plugins import add_list
 from fedrec_app.config import DataConfig
 from fedrec_app.plugins import Registry
 
-data_commands = typer.Typer(no_args_is_help=True, help="Data sets: list, check, prepare, stats.")
+data_commands = typer.Typer(no_args_is_help=True, help="Data sets: list, check, prepare, clean, stats.")
 data_commands.command("check")(check_data)
 stdout, stderr = Console(), Console(stderr=True)
+_NO_TIME = (
+    "no timestamps: held-out items are drawn, and histories have no order: a model of sequences (sasrec) needs one"
+)
 
 Name = Annotated[str, typer.Argument(help="Data set, see `fedrec data list`.")]
+DataPath = Annotated[str, typer.Option("--path", help="File or folder of the data set.")]
+Columns = Annotated[str, typer.Option("--columns", help="Mapping 'user_id=user,item_id=film' for csv.")]
+Options = Annotated[str, typer.Option("--options", help="The data set's own options, a JSON object.")]
+MinInteractions = Annotated[int, typer.Option(min=1, help="Users with fewer are left out.")]
+MaxInteractions = Annotated[int, typer.Option(min=0, help="Users with more are left out; 0: nobody is.")]
+SessionGap = Annotated[
+    int, typer.Option(min=0, help="Seconds; a longer pause starts a session, and the last one stays; 0: all stay.")
+]
+KCore = Annotated[int, typer.Option(min=0, help="Users and items with fewer are left out, until none has; 0: none is.")]
+_DEFAULT = DataConfig()
 
 
 def _data_sets() -> Registry[Any]:
@@ -48,20 +61,49 @@ def prepare(
 
 
 @data_commands.command()
+def clean(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="Empty folder to write to.")],
+    path: DataPath = "",
+    columns: Columns = "",
+    options: Options = "{}",
+    min_interactions: MinInteractions = _DEFAULT.min_interactions,
+    max_interactions: MaxInteractions = _DEFAULT.max_interactions,
+    session_gap: SessionGap = _DEFAULT.session_gap,
+    k_core: KCore = _DEFAULT.k_core,
+) -> None:
+    """Write what the cleaning rules leave of a data set to a folder that the data set csv reads."""
+    from fedrec_app.data import sources
+    from fedrec_app.data.prepare import write_clean
+
+    dataset = sources.load(
+        name, path, columns, min_interactions, options, _DEFAULT.seed,
+        max_interactions=max_interactions, session_gap=session_gap, k_core=k_core,
+    )  # fmt: skip
+    for line in dataset.report.lines():
+        stderr.print(line, highlight=False)
+    file, to_read = write_clean(dataset, out)
+    settings = f'data.name="csv" data.path="{file.absolute()}" data.options=\'{json.dumps(to_read)}\''
+    stdout.print(settings, highlight=False, soft_wrap=True)
+
+
+@data_commands.command()
 def stats(
     name: Name,
-    path: Annotated[str, typer.Option("--path", help="File or folder of the data set.")] = "",
-    columns: Annotated[str, typer.Option("--columns", help="Mapping 'user_id=user,item_id=film' for csv.")] = "",
-    options: Annotated[str, typer.Option("--options", help="The data set's own options, a JSON object.")] = "{}",
-    min_interactions: Annotated[
-        int, typer.Option(min=1, help="Users with fewer are left out.")
-    ] = DataConfig().min_interactions,
+    path: DataPath = "",
+    columns: Columns = "",
+    options: Options = "{}",
+    min_interactions: MinInteractions = _DEFAULT.min_interactions,
+    max_interactions: MaxInteractions = _DEFAULT.max_interactions,
+    session_gap: SessionGap = _DEFAULT.session_gap,
+    k_core: KCore = _DEFAULT.k_core,
     num_nodes: Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")] = 8,
     partition: Annotated[str, typer.Option(help="users, by:<column> or dirichlet:<alpha>.")] = "users",
     out: Annotated[Path, typer.Option("--out", help="Folder for stats.png and quarantine.csv.")] = Path("outputs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Show users, items, density, the long tail and the sizes of nodes, as a table and a picture."""
+    """Show users, items, density, the long tail, what cleaning removed and the sizes of nodes, as a table and a
+    picture."""
     import importlib.util
 
     from fedrec_app.data import sources
@@ -69,11 +111,16 @@ def stats(
     from fedrec_app.data.stats import plot
     from fedrec_app.data.stats import stats as describe
 
-    dataset = sources.load(name, path, columns, min_interactions, options, DataConfig().seed)
-    nodes = deal(dataset.users, partition, num_nodes, DataConfig().seed)
+    dataset = sources.load(
+        name, path, columns, min_interactions, options, _DEFAULT.seed,
+        max_interactions=max_interactions, session_gap=session_gap, k_core=k_core,
+    )  # fmt: skip
+    nodes = deal(dataset.users, partition, num_nodes, _DEFAULT.seed)
     found = describe(dataset, nodes, num_nodes)
     for line in dataset.report.lines():
         stderr.print(line, highlight=False)
+    if not found["timestamps"]:
+        stderr.print(_NO_TIME, highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     if len(dataset.quarantine):
         dataset.quarantine.write(out / "quarantine.csv")
@@ -89,9 +136,15 @@ def stats(
     table = Table(title=name)
     table.add_column("what")
     table.add_column("value", justify="right")
+    for rule, removed in found.pop("cleaning", {}).get("rules", {}).items():
+        counts = {what: removed[what] for what in ("users", "items", "interactions") if removed[what]}
+        lines = [f"{n:,} {what} ({removed[f'share_of_{what}']:.2%})" for what, n in counts.items()]
+        table.add_row(f"removed by {rule} {removed['value']}", "\n".join(lines) or "nothing")
     for key, value in found.items():
         if isinstance(value, float):
             table.add_row(key, f"{value:.4f}")
+        elif isinstance(value, bool):
+            table.add_row(key, "yes" if value else "no")
         elif isinstance(value, int):
             table.add_row(key, f"{value:,}")
         elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Fetching a public data set once, so that every later run works offline."""
+"""Fetching a public data set once, so that every later run works offline, and writing a cleaned one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fedrec_app.data import sources
-from fedrec_app.data.schema import LoadReport
+from fedrec_app.data.schema import Dataset, LoadReport
 from fedrec_app.data.sources import amazon, lastfm, movielens
 from fedrec_app.errors import ConfigError, DataError
 
@@ -73,7 +73,7 @@ RECIPES = {
     "amazon-video": Recipe(
         files=(amazon.RATINGS,),
         obtain="a folder with ratings.dat: lines of user,item,rating,timestamp made from the Amazon Instant Video "
-        "5-core reviews (McAuley et al., SIGIR 2015)",
+        "reviews of users who wrote at least five (McAuley et al., SIGIR 2015)",
     ),
     "lastfm-2k": Recipe(
         files=(lastfm.LISTENING, lastfm.FRIENDS, lastfm.ARTISTS),
@@ -114,6 +114,37 @@ def prepare(name: str, source_dir: str | Path | None, out_dir: str | Path) -> Lo
         for file in sorted(staged.iterdir()):
             os.replace(file, out / file.name)
     return report
+
+
+def write_clean(dataset: Dataset, out_dir: str | Path) -> tuple[Path, dict[str, str]]:
+    """Returns the file to give as `data.path`, and the options, with which the data set `csv` loads this one again.
+
+    Whoever holds all of the data cleans it so, once: nodes that hold parts of it cannot count the users of an item.
+
+    Args:
+        dataset: loaded and cleaned.
+        out_dir: folder to write to; made if needed, and empty.
+
+    Raises:
+        DataError: it cannot be written to, or has files in it.
+    """
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise DataError(f"cannot write to {out}: it is not empty")
+        table = dataset.interactions.table
+        path = out / "interactions.parquet"
+        table.astype({"user_id": "str", "item_id": "str"}).to_parquet(path, index=False)
+        options = {"catalog": "catalog.jsonl", "users": "users.parquet"}
+        dataset.catalog.to_file(out / options["catalog"])
+        dataset.users.reset_index().to_parquet(out / options["users"], index=False)
+        if dataset.friends is not None:
+            options["friends"] = "friends.parquet"
+            dataset.friends.to_parquet(out / options["friends"], index=False)
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error}") from error
+    return path, options
 
 
 def _gather(name: str, recipe: Recipe, source: Path | None, scratch: Path, staged: Path) -> None:

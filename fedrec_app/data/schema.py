@@ -90,8 +90,8 @@ class LoadReport:
         rows_kept: rows of the data set.
         quarantined: rows set aside, by reason.
         duplicates_merged: rows folded into another one of the same user and item.
-        users_dropped: users with fewer interactions than asked for.
-        rows_dropped: the rows of those users.
+        users_dropped: users that cleaning removed.
+        rows_dropped: rows that cleaning removed.
     """
 
     rows_read: int

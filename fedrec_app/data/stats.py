@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec_app.data.cleaning import cleaning_of
 from fedrec_app.data.schema import Dataset
 from fedrec_app.errors import DataError
 
@@ -30,10 +31,12 @@ def gini(counts: NDArray[np.int64]) -> float:
 def stats(dataset: Dataset, nodes: NDArray[np.int64] | None = None, num_nodes: int = 0) -> dict[str, Any]:
     """Returns plain numbers and lists that describe a data set.
 
-    Keys: users, items, interactions, density (share of the user-item pairs that occur), gini and share_of_top_1%,
-    _10%, _20% items (at least one item), interactions_per_user (by quantile "p0" to "p100"), cold_items (catalog items
-    without an interaction), popularity ([rank, interactions], at most 200 points of the long-tail curve), clicks for
-    impressions, and with `nodes` users_per_node, interactions_per_node and empty_nodes.
+    Keys: users, items, interactions, timestamps (whether the order of a user's interactions is known), density (share
+    of the user-item pairs that occur), gini and share_of_top_1%, _10%, _20% items (at least one item),
+    interactions_per_user (by quantile "p0" to "p100"), cold_items (catalog items without an interaction), popularity
+    ([rank, interactions], at most 200 points of the long-tail curve), clicks for impressions, cleaning (see
+    `CleaningReport.as_dict`) where a rule was asked for, and with `nodes` users_per_node, interactions_per_node and
+    empty_nodes.
 
     Args:
         dataset: the data set.
@@ -50,6 +53,7 @@ def stats(dataset: Dataset, nodes: NDArray[np.int64] | None = None, num_nodes: i
         "users": dataset.num_users,
         "items": dataset.num_items,
         "interactions": len(users),
+        "timestamps": dataset.interactions.has_timestamps,
         "density": pairs / (dataset.num_users * dataset.num_items),
         "gini": gini(per_item),
     }
@@ -63,6 +67,8 @@ def stats(dataset: Dataset, nodes: NDArray[np.int64] | None = None, num_nodes: i
     result["cold_items"] = int((per_item == 0).sum())
     ranks = np.unique(np.geomspace(1, dataset.num_items, _CURVE_POINTS).round().astype(np.int64))
     result["popularity"] = [[int(rank), int(per_item[rank - 1])] for rank in ranks]
+    if cleaning := cleaning_of(dataset):
+        result["cleaning"] = cleaning
     if nodes is not None:
         users_per_node = np.bincount(nodes, minlength=num_nodes)
         rows_per_node = np.zeros(len(users_per_node), dtype=np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cleaning import Rules, clean
 from fedrec_app.data.schema import Dataset
 from fedrec_app.data.sources.base import DataSource, SourceOptions, parse_options
 from fedrec_app.errors import ConfigError
@@ -50,8 +51,12 @@ def load(
     min_interactions: int = 1,
     options: str = "{}",
     seed: int = 0,
+    *,
+    max_interactions: int = 0,
+    session_gap: int = 0,
+    k_core: int = 0,
 ) -> Dataset:
-    """Returns a data set without the users who have fewer than `min_interactions` rows.
+    """Returns a data set, cleaned: without the users who have fewer than `min_interactions` rows, and so on.
 
     Args:
         name: see `resolve`.
@@ -60,17 +65,25 @@ def load(
         min_interactions: how many rows a user must have to stay; the catalog keeps the items of those who go.
         options: the data set's own options, a JSON object.
         seed: of everything that is drawn.
+        max_interactions: see `cleaning.Rules`, as the next two.
+        session_gap: seconds.
+        k_core: the only rule that takes items out of the catalog.
 
     Raises:
-        ConfigError: unknown name or option, or an argument that does not go with the data set.
-        DataError: the data is missing or unusable.
+        ConfigError: unknown name or option, an argument that does not go with the data set, or rules that contradict
+            each other.
+        DataError: the data is missing or unusable, or cleaning leaves nothing.
     """
+    rules = Rules(max_interactions, session_gap, k_core, min_interactions)
     source, parsed = _checked(name, path, columns, options)
-    return source.load(path, columns, parsed, seed).with_min_interactions(min_interactions)
+    return clean(source.load(path, columns, parsed, seed), rules)
 
 
 def load_catalog(name: str, path: str = "", columns: str = "", options: str = "{}", seed: int = 0) -> Catalog:
-    """Returns the catalog of a data set, which is all that a server needs; arguments and errors as for `load`."""
+    """Returns the catalog of a data set, which is all that a server needs; arguments and errors as for `load`.
+
+    It is that of `load` for every rule but `k_core`: which items that leaves, only the interactions tell.
+    """
     source, parsed = _checked(name, path, columns, options)
     return source.catalog(path, columns, parsed, seed)
 

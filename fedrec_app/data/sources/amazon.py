@@ -1,4 +1,7 @@
-"""Amazon Instant Video reviews, 5-core (McAuley et al., SIGIR 2015): ratings.dat with user,item,rating,timestamp."""
+"""Amazon Instant Video reviews of users who wrote at least five (McAuley et al., SIGIR 2015).
+
+ratings.dat has lines of user,item,rating,timestamp.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class AmazonVideo(DataSource[SourceOptions]):
     """Reviews of Amazon Instant Video; the catalog is the sorted list of the items that were reviewed."""
 
     name: ClassVar[str] = "amazon-video"
-    summary: ClassVar[str] = "Amazon Instant Video reviews, 5-core: 8,072 users, 11,830 items, 63,836 ratings"
+    summary: ClassVar[str] = "Amazon Instant Video reviews: 8,072 users of at least 5, 11,830 items, 63,836 ratings"
 
     def load(self, path: str, columns: str, options: SourceOptions, seed: int) -> Dataset:
         """Returns the reviews; `path` is ratings.dat or its folder. See `DataSource.load`."""

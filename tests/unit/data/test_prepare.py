@@ -2,6 +2,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import stat
 import threading
 import zipfile
@@ -9,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fedrec_app.data import prepare as prepare_module
 from fedrec_app.data import sources
-from fedrec_app.data.prepare import RECIPES, prepare
+from fedrec_app.data.prepare import RECIPES, prepare, write_clean
 from fedrec_app.errors import ConfigError, DataError
 
 GENRES = "unknown|0\nAction|1\n\n"
@@ -185,3 +187,20 @@ def test_downloads_are_never_started_by_loading(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(prepare_module.urllib.request, "urlopen", lambda *a, **k: pytest.fail("network"))
     with pytest.raises(DataError):
         sources.load("ml-100k", str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_cleaned_data_set_is_written_and_loads_again_as_it_was(tmp_path, labels: bool) -> None:
+    options = {"num_users": 60, "num_items": 150, "mean_interactions": 20, "min_interactions": 5, "labels": labels}
+    data = sources.load("synthetic", options=json.dumps(options), k_core=4, max_interactions=200)
+    assert 0 < data.num_items < 150
+    path, to_read = write_clean(data, tmp_path / "out")
+    again = sources.load("csv", str(path), options=json.dumps(to_read))
+    pd.testing.assert_frame_equal(again.interactions.table, data.interactions.table, check_categorical=False)
+    assert (again.user_codes == data.user_codes).all()
+    pd.testing.assert_frame_equal(again.users, data.users)
+    assert again.catalog.hash == data.catalog.hash
+    assert again.friends is not None
+    assert again.friends.equals(data.friends)
+    with pytest.raises(DataError, match="it is not empty"):
+        write_clean(data, tmp_path / "out")

@@ -38,6 +38,12 @@ def test_amazon_counts(real_data: Path) -> None:
     assert data.users.index[0] == "AGZ8SM1BGK3CK"
 
 
+def test_the_5_core_of_amazon_is_the_published_one(real_data: Path) -> None:
+    # 5,130 users, 1,685 items and 37,126 reviews: "Amazon Instant Video, 5-core" (McAuley et al., SIGIR 2015)
+    data = sources.load("amazon-video", str(real_data / "amazon-video"), k_core=5)
+    assert (data.num_users, data.num_items, len(data.interactions)) == (5130, 1685, 37126)
+
+
 def test_lastfm_counts_friends_and_titles(real_data: Path) -> None:
     data = sources.load("lastfm-2k", str(real_data / "lastfm-2k"), min_interactions=5)
     assert (data.num_users, data.num_items, len(data.interactions)) == (1877, 17632, 92801)

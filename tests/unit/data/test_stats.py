@@ -27,6 +27,7 @@ def test_numbers_of_a_small_data_set() -> None:
         "users": 2,
         "items": 5,
         "interactions": 5,
+        "timestamps": False,
         "density": 0.5,
         "gini": pytest.approx(12 / 25),
         "share_of_top_1%": 0.4,
