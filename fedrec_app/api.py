@@ -25,6 +25,7 @@ from fedrec_app.data.sources import DataSource, SourceOptions
 from fedrec_app.errors import ConfigError, DataError, FedrecError, StateError
 from fedrec_app.models.base import Batch, Factorization, ModelOptions, Recommender, UserState, pointwise_loss
 from fedrec_app.models.closed_form import ClosedForm, Sums
+from fedrec_app.models.sequence_rules import SequenceRules
 from fedrec_app.plugins import API_VERSION
 from fedrec_app.records import Arrays
 from strategies.accumulator import UpdateSum
@@ -59,6 +60,7 @@ __all__ = [
     "ModelOptions",
     "RecStrategy",
     "Recommender",
+    "SequenceRules",
     "ServerOptimizer",
     "Settings",
     "SourceOptions",

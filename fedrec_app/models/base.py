@@ -40,6 +40,7 @@ from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
+from fedrec_app.models.sequence_rules import SequenceRules
 from fedrec_app.seeding import stream_base, torch_seed
 
 Batch = dict[str, Tensor]
@@ -77,7 +78,8 @@ class Recommender(nn.Module):
         sampling: the batches that `loss` is given. "pointwise": "user" (B,) rows of private parameters, "items" (B,
             n), "labels" (B, n) 1 or 0, "weights" (B, n) 0 where padded, "share" (B,) how much of its user's
             positives a unit holds. "sequence": whole histories, see `fedrec_app.training.sequences`; the model has
-            `max_length`, how many items are read, and `crop`, the share of epochs with a history cut at random.
+            `max_length`, how many items are read, `crop`, the share of epochs with a history cut at random, and
+            `sequence_rules`.
         whole_catalog: the loss reads every row of the item tables, not only those of the items in a batch; or it looks
             items up in something that `row_names` does not list, such as their features.
         solves_private: `solve_private` gives private rows in closed form; they are then solved anew and never stored.
@@ -102,6 +104,7 @@ class Recommender(nn.Module):
     couples_users: ClassVar[bool] = False
     max_length: int = 0
     crop: float = 0.0
+    sequence_rules: SequenceRules = SequenceRules()
     recipe: ClassVar[Mapping[str, Scalar]] = {}
     Options: ClassVar[type[ModelOptions]] = ModelOptions
 

@@ -1,9 +1,18 @@
-"""SASRec: a causal Transformer over what a user did, whose last state scores every item.
+"""SASRec: a Transformer over what a user did, whose last state scores every item.
 
 Self-Attentive Sequential Recommendation, Kang & McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781 (section III),
-with the loss over all items (full softmax) as in Klenitskiy & Vasilev, Turning Dross Into Gold Loss, RecSys 2023,
-https://arxiv.org/abs/2309.07602; layer norms before attention and perceptron (Xiong et al., ICML 2020), GELU.
-Positions are counted from the end of the sequence. There is nothing private but the history itself.
+with the loss over all items (full softmax) or over the target and a sample as in Klenitskiy & Vasilev, Turning Dross
+Into Gold Loss, RecSys 2023, https://arxiv.org/abs/2309.07602; layer norms before attention and perceptron (Xiong et
+al., ICML 2020), GELU. Positions are counted from the end of the sequence. There is nothing private but the history.
+
+The sample is drawn uniformly from the whole catalog, once for a user and epoch. Where it holds the target itself that
+logit is left out; other items of the user are negatives like any, as in the full softmax. The correction by the
+logarithm of how likely each is to be drawn (Bengio & Senecal, IEEE TNN 2008) is the same for all, so there is none.
+Scores rank as those of the full softmax would, but their probabilities are too sure of themselves (Petrov &
+Macdonald, gSASRec, RecSys 2023, https://arxiv.org/abs/2308.07192).
+
+Masked, it is BERT4Rec (Sun et al., CIKM 2019, https://arxiv.org/abs/1904.06690) with the same blocks and tied
+embeddings: attention looks both ways, hidden items are predicted, and a mask after the history stands for the next.
 
 Nothing depends on values, so `torch.func.vmap` trains a user a row, and gives gradients of single users (Opacus through
 functorch; its hooks see no layer of a model that owns parameters of its own).
@@ -13,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,18 +36,18 @@ from fedrec_app.data.histories import Histories
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Batch, ModelOptions, Recommender, UserState
 from fedrec_app.models.dropout import dropout
+from fedrec_app.models.sequence_rules import SequenceRules
 
 _FAR = -1e9
-"""Added to the attention that is not allowed: finite, so that a padded row has a softmax too."""
+"""Added to what a softmax leaves out: finite, so that a padded row has a softmax too."""
 
 
 class SasRec(Recommender):
-    """Next-item prediction with self-attention; everything is shared."""
+    """Prediction of next or of hidden items with self-attention; everything is shared."""
 
     name = "sasrec"
-    summary_line = "causal Transformer over the user's sequence, full softmax (Kang & McAuley, ICDM 2018)"
+    summary_line = "Transformer over the user's sequence, causal or masked (Kang & McAuley, ICDM 2018)"
     sampling = "sequence"
-    whole_catalog = True
     recipe: ClassVar[Mapping[str, Scalar]] = {
         "model.embedding-dim": 64,
         "train.unit": "node",
@@ -50,6 +59,7 @@ class SasRec(Recommender):
         "train.private-epochs": 0,
         "train.num-negatives": 0,
         "train.weight-decay": 0.01,
+        "train.schedule": "cosine",
         "evaluate.fold-in-epochs": 0,
         "strategy.name": "fedavg",
         "strategy.options": '{"weighting": "users"}',
@@ -65,18 +75,46 @@ class SasRec(Recommender):
         crop: float = Field(
             default=0.7, ge=0, le=1, description="share of epochs in which a longer history is cut at a random place"
         )
+        mask: float = Field(
+            default=0.0, ge=0, le=1, description="share of epochs in which items are hidden from the input"
+        )
+        reorder: float = Field(
+            default=0.0, ge=0, le=1, description="share of epochs in which a part of the history is shuffled"
+        )
+        negatives: int = Field(
+            default=0,
+            ge=0,
+            description="items drawn a user and epoch for a sampled softmax; 0: all items, full softmax",
+        )
+        objective: Literal["next", "masked"] = Field(
+            default="next",
+            description="next: each item predicts the next; masked: hidden items are predicted (BERT4Rec)",
+        )
+        mask_share: float = Field(
+            default=0.2, gt=0, lt=1, description="share of items that are hidden, by objective=masked or by mask"
+        )
+        mask_last: float = Field(
+            default=0.2, ge=0, le=1, description="share of epochs in which objective=masked hides the last item alone"
+        )
 
     def __init__(self, embedding_dim: int, options: Options) -> None:
         super().__init__(embedding_dim, options)
         if embedding_dim % options.heads:
             raise ConfigError(f"heads is {options.heads}: it must divide model.embedding-dim = {embedding_dim}")
         self.max_length, self.crop = options.max_length, options.crop
+        self.masked = options.objective == "masked"
+        self.whole_catalog = options.negatives == 0
+        self.sequence_rules = SequenceRules(
+            self.masked, options.mask_share, options.mask_last, options.mask, options.reorder, options.negatives
+        )
 
     def bind(self, catalog: Catalog, cohort: Cohort | None) -> None:
-        """Makes (num_items, d) item and (L, d) position embeddings, and the blocks."""
+        """Makes (num_items, d) item and (L, d) position embeddings, masked one more and the (d,) mask, and blocks."""
         d = self.embedding_dim
         self.item_embedding = nn.Parameter(torch.randn(len(catalog), d) * 0.02)
-        self.position_embedding = nn.Parameter(torch.randn(self.max_length, d) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(self.max_length + self.masked, d) * 0.02)
+        if self.masked:
+            self.mask_embedding = nn.Parameter(torch.randn(d) * 0.02)
         self.blocks = nn.ModuleList(Block(d, self.options.heads) for _ in range(self.options.layers))
         self.norm = nn.LayerNorm(d)
 
@@ -85,44 +123,71 @@ class SasRec(Recommender):
         return ["item_embedding"]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Returns (B,) the mean cross-entropy of each user's next items, over all items."""
-        items, weights = batch["items"], batch["weights"]
-        states = self._states(items, batch["present"], batch.get("noise"))
-        logits = states @ self.item_embedding.T
-        each = nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="none")
+        """Returns (B,) the mean cross-entropy of what each user's cells are to predict."""
+        weights = batch["weights"]
+        states = self._states(batch["items"], batch["present"], batch.get("hidden"), batch.get("noise"))
+        if self.options.negatives:
+            each = self._sampled_softmax(states, batch["targets"], batch["negatives"])
+        else:
+            logits = states @ self.item_embedding.T
+            each = nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="none")
         return (each.view(weights.shape) * weights).sum(-1) / weights.sum(-1).clamp(min=1.0)
 
+    def _sampled_softmax(self, states: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+        """Returns (B, T) cross-entropies over the target of each cell and its user's sample.
+
+        Args:
+            states: (B, T, d).
+            targets: (B, T).
+            negatives: (B, n); they count for no cell of which one is the target.
+        """
+        rows, others = (nn.functional.embedding(items, self.item_embedding) for items in (targets, negatives))
+        logit = (states * rows).sum(-1, keepdim=True)
+        logits = (states @ others.transpose(1, 2)).masked_fill(negatives[:, None] == targets[..., None], _FAR)
+        return (torch.cat([logit, logits], dim=-1).logsumexp(-1, keepdim=True) - logit).squeeze(-1)
+
     def encode(self, histories: Histories, users: Tensor) -> UserState:
-        """Returns the state after the last item of each history, (num_users, d); zeros without any."""
+        """Returns the state after the last item of each history, or of a mask after it, (num_users, d); zeros without
+        any."""
         lengths = np.minimum(histories.lengths, self.max_length)
         width = max(int(lengths.max(initial=0)), 1)
         back = np.arange(width)[::-1]
         present = back < lengths[:, None]
-        at = np.where(present, histories.indptr[1:, None] - 1 - back, 0)
-        items = np.where(present, histories.items[at] if len(histories.items) else 0, 0)
+        at = np.where(present, histories.indptr[1:, None] - 1 - back, -1)
         device = self.item_embedding.device
+        items = torch.from_numpy(np.append(histories.items, 0)[at]).to(device)
         real = torch.from_numpy(present.astype(np.float32)).to(device)
-        states = self._states(torch.from_numpy(items).to(device), real, None)[:, -1]
-        return {"state": states * real[:, -1:]}
+        some, hidden = real[:, -1:], None
+        if self.masked:
+            pad = nn.functional.pad
+            items, real, hidden = pad(items, (0, 1)), pad(real, (0, 1), value=1.0), pad(0 * real, (0, 1), value=1.0)
+        states = self._states(items, real, hidden, None)[:, -1]
+        return {"state": states * some}
 
     def score(self, state: UserState, items: Tensor) -> Tensor:
         """Returns (num_users, num_items) logits."""
         return state["state"] @ self.item_embedding[items].T
 
-    def _states(self, items: Tensor, present: Tensor, noise: Tensor | None) -> Tensor:
-        """Returns (B, T, d) the states after each item.
+    def _states(self, items: Tensor, present: Tensor, hidden: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Returns (B, T, d) the states of each item.
 
         Args:
             items: (B, T) right-aligned, anything where there is none.
             present: (B, T) 1 where there is an item, else 0.
+            hidden: (B, T) 1 where the mask, or where there is none nothing but the position, stands for the item.
             noise: (B,) int64 what dropout is drawn from; None: no dropout.
         """
         width = items.shape[1]
         rate = self.options.dropout
-        x = nn.functional.embedding(items, self.item_embedding) * math.sqrt(self.embedding_dim) * present[..., None]
+        shown = present if hidden is None else present * (1 - hidden)
+        x = nn.functional.embedding(items, self.item_embedding) * math.sqrt(self.embedding_dim) * shown[..., None]
+        if self.masked and hidden is not None:
+            x = x + self.mask_embedding * math.sqrt(self.embedding_dim) * hidden[..., None]
         x = dropout(x + self.position_embedding[-width:], rate, noise, 0)
-        causal = torch.ones(width, width, device=x.device).tril()
-        far = (1 - causal * present[:, None, :])[:, None] * _FAR
+        sees = torch.ones(width, width, device=x.device)
+        if not self.masked:
+            sees = sees.tril()
+        far = (1 - sees * present[:, None, :])[:, None] * _FAR
         for n, block in enumerate(self.blocks):
             x = block(x, far, rate, noise, 2 * n + 1)
         return self.norm(x)

@@ -38,14 +38,15 @@ def check_front_padding(case: ModelCase) -> None:
     users = cohort_of(lists)
     model = case.spread(users)
     params = parameters(model)
-    together = losses_of(model, params, batch_of(model, users))
+    whole = batch_of(model, users)
+    together, widest = losses_of(model, params, whole), whole["items"].shape[1]
     for user, items in enumerate(lists):
         batch = batch_of(model, alone(users, user))
         expected = losses_of(model, params, batch)
         given = f"a user of {len(items)} items"
         require(difference(together[user : user + 1], expected), f"{given} beside longer ones")
         gradients = shared_gradients(model, params, expected)
-        more = min(3, room - batch["items"].shape[1])
+        more = min(3, widest - batch["items"].shape[1])
         for item in (0, NUM_ITEMS - 1):
             found = losses_of(model, params, _behind(batch, more, item))
             told = f"{given} behind {more} cells of item {item}"
@@ -57,7 +58,7 @@ def _behind(batch: Batch, more: int, item: int) -> Batch:
     """Returns a batch with more cells in front, which are not there and weigh nothing."""
     shape = (len(batch["items"]), more)
     absent, ids = torch.zeros(shape), torch.full(shape, item)
-    front = {"items": ids, "targets": ids, "present": absent, "weights": absent}
+    front = {"items": ids, "targets": ids, "present": absent, "weights": absent, "hidden": absent}
     return {name: torch.cat([front[name], t], dim=1) if name in front else t for name, t in batch.items()}
 
 
@@ -69,12 +70,21 @@ def _require_same(found: dict[str, Tensor | None], expected: dict[str, Tensor | 
 
 @check
 def check_causality(case: ModelCase) -> None:
-    """What a user did later changes no earlier loss: neither the items nor the targets after a cell."""
+    """What a user did later changes no earlier loss, neither the items nor the targets after a cell; and nothing that
+    is hidden changes any, which is all that is asked of a model whose rules say `masked`."""
     room = min(case.make().max_length, NUM_ITEMS - 1)
     users = cohort_of([_items(room + 1, 0)])
     model = case.spread(users)
     params, batch = parameters(model), batch_of(model, users)
     width = batch["items"].shape[1]
+    if "hidden" in batch:
+        hidden = batch["hidden"] > 0
+        items = torch.where(hidden, (batch["items"] + 5) % NUM_ITEMS, batch["items"])
+        expected, found = (losses_of(model, params, {**batch, "items": those}) for those in (batch["items"], items))
+        given = f"a sequence of {width} cells of which {int(hidden.sum())} are hidden, and other items in these"
+        require(difference(found, expected), given)
+    if model.sequence_rules.masked:
+        return
     for last in range(width - 1):
         # Only the cells up to `last` weigh.
         until = {**batch, "weights": batch["weights"] * (torch.arange(width) <= last)}

@@ -49,6 +49,13 @@ class Job:
         """Whether private rows take the steps that shared parameters take."""
         return moves_private(self.model, self.plan)
 
+    @property
+    def cuts_tables(self) -> bool:
+        """Whether item tables are cut to the rows met: a model of sequences reads all of them unless it has
+        negatives."""
+        model = self.model
+        return not model.whole_catalog and (model.sampling != "sequence" or model.sequence_rules.negatives > 0)
+
     def samples(self, users: NDArray[np.int64]) -> tuple[Histories, NDArray[np.int64], NDArray[np.bool_]]:
         """Returns what these users did, (epochs * num_rows, 1 + k) their samples of one epoch after the other, and who
         has no negatives; see `draw_epoch`."""

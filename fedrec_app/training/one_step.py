@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.func import functional_call
 
 from fedrec_app.models.base import Batch
-from fedrec_app.training import batches, sampling
+from fedrec_app.training import batches, sampling, sequences
 from fedrec_app.training.job import Job
 from fedrec_app.training.private_rows import blocks, put, step_rows, take
 
@@ -37,8 +37,9 @@ def one_step(job: Job, users: NDArray[np.int64]) -> None:
     if not takes_one_step(job, users).all():
         raise ValueError(f"users take more than one plain step with {job.plan}")
     cells = job.cohort.train.lengths[users] * (1 + job.plan.num_negatives)
-    if job.model.sampling == "sequence":  # scores of all items after each item that is read, a row of 64 as a cell
-        cells = np.minimum(cells, job.model.max_length) * (1 + job.cohort.num_items // 64)
+    if job.model.sampling == "sequence":  # scores after each item that is read, a row of 64 as a cell
+        scored = sequences.num_scored(job.model, job.cohort.num_items)
+        cells = np.minimum(cells, job.model.max_length) * (1 + scored // 64)
     for block in blocks(users, cells, job.plan.device):
         _fit_block(job, block)
 
@@ -46,11 +47,15 @@ def one_step(job: Job, users: NDArray[np.int64]) -> None:
 def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
     model, plan, sums = job.model, job.plan, job.sums
     met = np.arange(job.cohort.num_items)
+    # Of item tables only the rows that the block meets are differentiated.
     if model.sampling == "sequence":
         batch = job.sequences(users, 0)
+        if job.cuts_tables:
+            (batch,), lists = sequences.renumber([batch], job.cohort.num_items, together=True)
+            met = lists.items
     else:
         train, samples, no_negatives = job.samples(users)
-        if not model.whole_catalog:  # of item tables only the rows that the block meets are differentiated
+        if job.cuts_tables:
             _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, job.cohort.num_items)
         batch = batches.whole_users(samples, train, no_negatives)
     weights = job.weights(users)
@@ -90,8 +95,13 @@ def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
 
 def _weights_met(batch: Batch, weights: NDArray[np.float64], met: NDArray[np.int64], job: Job) -> NDArray[np.float64]:
     """Returns (len(met),) the sum of the weights of the users who met each of these items."""
-    if job.model.whole_catalog:
+    if not job.cuts_tables:
         return np.full(len(met), weights.sum())
-    unit, cell = np.nonzero(batch["weights"].numpy() > 0)
-    pairs = np.unique(unit * len(met) + batch["items"].numpy()[unit, cell])
+    if job.model.sampling == "sequence":
+        items = sequences.met(batch)
+        there = np.ones(items.shape, dtype=np.bool_)
+    else:
+        items, there = batch["items"].numpy(), batch["weights"].numpy() > 0
+    unit, cell = np.nonzero(there)
+    pairs = np.unique(unit * len(met) + items[unit, cell])
     return np.asarray(np.bincount(pairs % len(met), weights[pairs // len(met)], len(met)), dtype=np.float64)

@@ -97,7 +97,7 @@ class FitPlan:
         settings = dict(train)
         if auto := sorted(name for name, value in settings.items() if value == "auto"):
             raise ValueError(f"train settings {auto} are still 'auto': resolve the configuration first")
-        del settings["schedule"]
+        del settings["schedule"], settings["adapter_rank"]  # of rates, and of the model
         return cls(seed=seed, server_round=server_round, **settings)
 
 

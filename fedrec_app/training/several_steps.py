@@ -19,7 +19,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from fedrec_app.compiled import njit
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Batch
-from fedrec_app.training import batches, optimizers, sampling
+from fedrec_app.training import batches, optimizers, sampling, sequences
 from fedrec_app.training.job import Job
 from fedrec_app.training.plan import FitPlan
 from fedrec_app.training.private_rows import put, take
@@ -48,13 +48,16 @@ def _floats(job: Job, users: NDArray[np.int64]) -> NDArray[np.int64]:
     tables, plan = set(job.model.row_names()), job.plan
     row = sum(tensor[0].numel() for name, tensor in job.shared.items() if name in tables)
     fixed = sum(tensor.numel() for name, tensor in job.shared.items() if name not in tables)
-    samples = job.cohort.train.lengths[users] * (1 + plan.num_negatives)
-    met = np.minimum(samples * plan.local_epochs, job.cohort.num_items)
-    if job.model.whole_catalog:
-        met[:] = job.cohort.num_items
+    lengths, num_items = job.cohort.train.lengths[users], job.cohort.num_items
+    samples = lengths * (1 + plan.num_negatives)
     batch = np.minimum(samples, plan.batch_size * (1 + plan.num_negatives)) if plan.batch_size else samples
-    if job.model.sampling == "sequence":  # scores of all items after each item that is read
-        fixed, batch = fixed + np.minimum(samples, job.model.max_length) * job.cohort.num_items, 0 * batch
+    if job.model.sampling == "sequence":  # scores after each item that is read
+        length, scored = job.model.max_length, sequences.num_scored(job.model, num_items)
+        fixed, batch = fixed + np.minimum(lengths, length) * scored, 0 * batch
+        samples = np.minimum(lengths, length + 1) + scored
+    met = np.minimum(samples * plan.local_epochs, num_items)
+    if not job.cuts_tables:
+        met[:] = num_items
     return COPIES * (fixed + met * row) + 4 * batch * row
 
 
@@ -102,11 +105,11 @@ class _Chunk:
     @classmethod
     def of(cls, job: Job, users: NDArray[np.int64]) -> _Chunk:
         train, samples, no_negatives = job.samples(users)
-        if job.model.whole_catalog:
-            met = _every_item(job, users)
-        else:
+        if job.cuts_tables:
             ends, items = sampling.rename(samples, train.indptr, job.plan.local_epochs, job.cohort.num_items)
             met = Histories(ends, items)
+        else:
+            met = _every_item(job, users)
         return cls(users, job.steps(users), train, samples, no_negatives, met)
 
     def batch(self, step: int, active: int, size: int) -> tuple[Batch, NDArray[np.int64]]:
@@ -127,21 +130,26 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Sequences:
-    """Sequences of a chunk of users, who take a step an epoch; attributes as of `_Chunk`."""
+    """Sequences of a chunk of users, who take a step an epoch; attributes as of `_Chunk`, and the batches."""
 
-    job: Job
     users: NDArray[np.int64]
     steps: NDArray[np.int64]
     train: Histories
+    epochs: list[Batch]
     met: Histories
 
     @classmethod
     def of(cls, job: Job, users: NDArray[np.int64]) -> _Sequences:
-        return cls(job, users, job.steps(users), job.cohort.train.select(users), _every_item(job, users))
+        epochs = [job.sequences(users, epoch) for epoch in range(job.plan.local_epochs)]
+        if job.cuts_tables:
+            epochs, met = sequences.renumber(epochs, job.cohort.num_items, together=False)
+        else:
+            met = _every_item(job, users)
+        return cls(users, job.steps(users), job.cohort.train.select(users), epochs, met)
 
     def batch(self, step: int, active: int, size: int) -> tuple[Batch, NDArray[np.int64]]:
         """Returns the batch of an epoch, see `_Chunk.batch`."""
-        batch = self.job.sequences(self.users[:active], step)
+        batch = {name: tensor[:active] for name, tensor in self.epochs[step].items()}
         batch["user"] = torch.zeros_like(batch["user"])
         return batch, self.train.lengths[:active]
 

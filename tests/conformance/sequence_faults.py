@@ -15,6 +15,7 @@ from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Batch, Recommender, UserState
 from fedrec_app.models.dropout import dropout
+from fedrec_app.models.sequence_rules import SequenceRules
 
 
 class Means(Recommender):
@@ -150,3 +151,48 @@ class DropsOutByChance(Means):
 
     def states(self, items: Tensor, present: Tensor, noise: Tensor | None) -> Tensor:
         return nn.functional.dropout(super().states(items, present, None), 0.3, training=noise is not None)
+
+
+class Asks(Means):
+    """Means with more rules: the sample in place of the catalog, and items that are hidden."""
+
+    whole_catalog = False
+    sequence_rules = SequenceRules(mask=0.9, mask_share=0.4, reorder=0.5, negatives=4)
+
+    def loss(self, batch: Batch) -> Tensor:
+        states = self.states(batch["items"], batch["present"] - batch["hidden"], batch["noise"])
+        rows, others = (nn.functional.embedding(batch[name], self.next) for name in ("targets", "negatives"))
+        logit = (states * rows).sum(-1, keepdim=True)
+        logits = torch.cat([logit, states @ others.transpose(1, 2)], dim=-1)
+        return self.mean(logits.logsumexp(-1) - logit[..., 0], batch)
+
+
+class ReadsTheCatalog(Means):
+    """Asks for a sample and reads every item all the same, which are cut away."""
+
+    whole_catalog = False
+    sequence_rules = SequenceRules(negatives=4)
+
+
+class LooksUnderTheMask(Asks):
+    """Reads what is hidden."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss({**batch, "hidden": torch.zeros_like(batch["hidden"])})
+
+
+class FillsTheBlank(Means):
+    """The mean of what is shown stands for what is hidden: nothing is wrong with it."""
+
+    sequence_rules = SequenceRules(masked=True, mask_last=0.5)
+
+    def states(self, items: Tensor, present: Tensor, noise: Tensor | None) -> Tensor:
+        cells = dropout(nn.functional.embedding(items, self.met), 0.1, noise, 0) * present[..., None]
+        mean = cells.sum(1, keepdim=True) / present.sum(1).clamp(min=1.0)[:, None, None]
+        return mean + self.places(items.shape[1])
+
+    def places(self, width: int) -> Tensor:
+        return torch.cat([self.place, self.place[:1]])[-width:]
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss({**batch, "present": batch["present"] - batch["hidden"]})

@@ -18,11 +18,18 @@ from fedrec_app.simulate import simulate
 SMALL = '{"num_users": 41, "num_items": 60, "mean_interactions": 12, "min_interactions": 3}'
 LARGER = '{"num_users": 300, "num_items": 120, "mean_interactions": 30, "min_interactions": 5, "num_topics": 6}'
 TINY = '{"layers": 1, "heads": 2, "max_length": 8, "dropout": 0.2, "crop": 0.3}'
+OTHER = '{"layers": 1, "heads": 2, "max_length": 8, "crop": 0.3, "mask": 0.5, "reorder": 0.5, %s}'
 BY_USER: dict[str, dict[str, Any]] = {
     "one step": {"train.optimizer": "sgd", "train.learning-rate": 0.5, "train.local-epochs": 1,
                  "train.weight-decay": 0.0},
     "several bounded steps of adam": {"train.optimizer": "adam", "train.learning-rate": 0.005, "train.local-epochs": 2,
                                       "train.max-grad-norm": 0.5, "strategy.options": '{"weighting": "examples"}'},
+    "sampled softmax, histories that are changed": {
+        "model.options": OTHER % '"negatives": 9', "train.optimizer": "sgd", "train.learning-rate": 0.5,
+        "train.weight-decay": 0.01, "train.local-epochs": 1, "strategy.options": '{"weighting": "rows"}'},
+    "sampled softmax of hidden items, several steps": {
+        "model.options": OTHER % '"negatives": 9, "objective": "masked"', "train.optimizer": "adam",
+        "train.learning-rate": 0.005, "train.local-epochs": 2, "strategy.options": '{"weighting": "rows"}'},
 }  # fmt: skip
 
 

@@ -46,6 +46,7 @@ SURFACE = {
     "ModelOptions": "fedrec_app.models.base",
     "RecStrategy": "strategies.base",
     "Recommender": "fedrec_app.models.base",
+    "SequenceRules": "fedrec_app.models.sequence_rules",
     "ServerOptimizer": "strategies.optimizers",
     "Settings": "strategies.settings",
     "SourceOptions": "fedrec_app.data.sources.base",

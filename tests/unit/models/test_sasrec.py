@@ -19,7 +19,7 @@ from fedrec_app.models.sasrec import SasRec
 from fedrec_app.seeding import user_key
 from fedrec_app.training import sequences
 from fedrec_app.training.sampling import sampling_base
-from tests.unit.models import slow_sasrec
+from tests.unit.models import slow_masked, slow_sasrec
 from tests.unit.training.oracle import catalog
 
 LISTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [2, 8], [], [0, 1, 2, 3, 4, 5], [9, 9, 9, 9, 9]]
@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def make(**options: Any) -> SasRec:
     """Returns a model of ten items whose parameters are all far from zero."""
-    model = SasRec(8, SasRec.Options(**{"max_length": 5, **options}))
+    model = SasRec(8, SasRec.Options(**{"max_length": 5, "crop": 0, **options}))
     bind(model, catalog(10), None, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -101,9 +101,72 @@ def test_no_state_follows_what_comes_after_it(cell: int, monkeypatch: pytest.Mon
     batch = batch_of(model, [[3, 1, 4, 1, 5, 9]])
     inputs = model.item_embedding.detach()[batch["items"]].requires_grad_()
     monkeypatch.setattr(torch.nn.functional, "embedding", lambda items, table: inputs)
-    states = model._states(batch["items"], batch["present"], None)
+    states = model._states(batch["items"], batch["present"], None, None)
     (gradient,) = torch.autograd.grad(states[0, cell].square().sum(), inputs)
     assert (gradient[0].abs().sum(1) > 0).tolist() == [place <= cell for place in range(5)]
+
+
+def test_masked_every_state_follows_every_item_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(dropout=0.0, objective="masked", mask_last=1.0)
+    batch = batch_of(model, [[3, 1, 4, 1, 5, 9]])
+    inputs = model.item_embedding.detach()[batch["items"]].requires_grad_()
+    monkeypatch.setattr(torch.nn.functional, "embedding", lambda items, table: inputs)
+    states = model._states(batch["items"], batch["present"], batch["hidden"], None)
+    for cell in range(6):
+        (gradient,) = torch.autograd.grad(states[0, cell].square().sum(), inputs, retain_graph=True)
+        assert (gradient[0].abs().sum(1) > 0).tolist() == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("items", [[3, 1, 4, 2], [9, 3, 1, 4, 1, 5]])
+def test_masked_training_predicts_with_the_state_that_serves(items: list[int]) -> None:
+    model = make(dropout=0.0, objective="masked", mask_last=1.0)
+    batch = batch_of(model, [items, [1, 2]])
+    assert batch["items"].shape[1] == len(items)
+    served = scores(model, [items[:-1]])[0].log_softmax(0)
+    assert model.loss(batch)[0].item() == pytest.approx(-served[items[-1]].item(), rel=1e-5)
+
+
+def test_masked_scores_are_those_of_the_slow_model_with_a_mask_after_the_last_items() -> None:
+    model = make(dropout=0.0, objective="masked")
+    slow = copy.deepcopy(model).double()
+    found = scores(model, LISTS)
+    for user, items in enumerate(LISTS):
+        state = slow_masked.states(slow, [*items[-5:], None], None)[-1] if items else torch.zeros(8)
+        np.testing.assert_allclose(found[user], (slow.item_embedding @ state.double()).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampled_softmax_is_over_the_target_and_the_negatives_that_are_not_it() -> None:
+    model = make(negatives=3)
+    with torch.no_grad():
+        model.item_embedding.zero_()
+        model.item_embedding[:4, 0] = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    states = torch.zeros(1, 2, 8)
+    states[..., 0] = 1.0
+    targets, negatives = torch.tensor([[0, 1]]), torch.tensor([[1, 2, 1]])
+    found = model._sampled_softmax(states, targets, negatives)
+    # 0 against 1, 2 and 1 again; 1 against 2 alone, because the two others are itself.
+    e = math.e
+    expected = [math.log(e**2 + 2 * e + 1) - 2, math.log(e + 1) - 1]
+    np.testing.assert_allclose(found[0].detach(), expected, rtol=1e-6)
+    found.sum().backward()
+    assert not model.item_embedding.grad[3:].any()
+    assert model.item_embedding.grad[:3].any(dim=1).all()
+
+
+def test_every_item_as_a_negative_once_is_the_full_softmax() -> None:
+    full, sampled = make(dropout=0.3), make(dropout=0.3, negatives=10)
+    batch = batch_of(full, LISTS)
+    everything = torch.arange(10).expand(len(LISTS), 10)
+    torch.testing.assert_close(sampled.loss({**batch, "negatives": everything}), full.loss(batch), rtol=1e-5, atol=1e-6)
+
+
+def test_options_that_are_off_leave_the_parameters_of_a_model_as_they_are() -> None:
+    plain, augmented = make(), make(mask=0.5, reorder=0.5, negatives=3, mask_share=0.4)
+    masked = make(objective="masked")
+    assert augmented.shared_names() == plain.shared_names()
+    assert set(masked.shared_names()) - set(plain.shared_names()) == {"mask_embedding"}
+    assert masked.position_embedding.shape == (6, 8)
+    assert (plain.whole_catalog, augmented.whole_catalog, masked.whole_catalog) == (True, False, True)
 
 
 def test_a_new_model_is_as_sure_as_chance() -> None:
@@ -126,6 +189,11 @@ def test_every_parameter_can_matter() -> None:
         ({"dropout": -0.1}, r"dropout\n.*greater than or equal to 0"),
         ({"dropout": 1.0}, r"dropout\n.*less than 1"),
         ({"crop": 1.5}, r"crop\n.*less than or equal to 1"),
+        ({"negatives": -1}, r"negatives\n.*greater than or equal to 0"),
+        ({"mask": 1.5}, r"mask\n.*less than or equal to 1"),
+        ({"reorder": -0.5}, r"reorder\n.*greater than or equal to 0"),
+        ({"mask_share": 0}, r"mask_share\n.*greater than 0"),
+        ({"objective": "both"}, r"objective\n.*'next' or 'masked'"),
         ({"layers": 0}, r"layers\n.*greater than or equal to 1"),
         ({"max_length": 0}, r"max_length\n.*greater than or equal to 1"),
         ({"hidden": 3}, r"hidden\n.*not permitted"),

@@ -34,9 +34,9 @@ RULES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {"dropout": 0.0},
-    "dropout": {"dropout": 0.3},
-    "two layers": {"dropout": 0.2, "layers": 2, "heads": 4},
+    "plain": {"dropout": 0.0, "crop": 0},
+    "dropout": {"dropout": 0.3, "crop": 0},
+    "two layers": {"dropout": 0.2, "layers": 2, "heads": 4, "crop": 0},
 }
 
 
@@ -122,7 +122,7 @@ class Judge(ClientPart):
 
 
 def test_units_are_judged_by_their_loss_at_the_start() -> None:
-    model = make(dropout=0.3)
+    model = make(dropout=0.3, crop=0)
     first = np.array([train_one_user(model, COHORT, user, BASE)[1] for user in ACTIVE])
     judge = Judge(None, {}, {})
     plan = replace(BASE, local_epochs=2, part=judge)
