@@ -33,6 +33,13 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"init_std": 0.3}, {"train.optimizer": "adam", "train.learning-rate": 0.02,
                              "train.private-learning-rate": 0.05, "train.batch-size": 8}),
     ],
+    "pfedrec": [
+        ({}, {}),
+        ({"personal_view": False, "recency": 0.0}, {"train.private-epochs": 0, "model.embedding-dim": 5}),
+        ({"hidden": 4, "view_epochs": 3, "view_learning_rate": 0.5}, {"model.embedding-dim": 8}),
+        ({}, {"train.unit": "node", "train.batch-size": 32, "train.optimizer": "adam", "train.learning-rate": 0.02,
+              "train.private-learning-rate": 0.05}),
+    ],
     "sasrec": [
         ({"max_length": 6, "layers": 1, "heads": 2, "dropout": 0.0}, {"model.embedding-dim": 8}),
         ({"max_length": 6, "layers": 2, "heads": 2, "dropout": 0.3}, {"model.embedding-dim": 8}),
@@ -175,7 +182,9 @@ def test_a_model_that_is_the_same_for_everybody_may_say_so() -> None:
 def test_a_model_that_the_server_does_not_move_has_learned_nothing(name: str) -> None:
     still = {"strategy.options": '{"learning_rate": 1e-9}', "num-server-rounds": 8}
     report = run_all(ModelCase(model_class(name), settings=still))
-    assert set(report.failed) == {"training_reduces_the_loss", "learns_tastes"}, str(report)
+    # A score function of one's own learns from items that stand still how often a sample is a positive.
+    on_his_own = {"training_reduces_the_loss"} if name == "pfedrec" else set()
+    assert set(report.failed) == {"training_reduces_the_loss", "learns_tastes"} - on_his_own, str(report)
 
 
 def test_the_example_in_the_contract_conforms(tmp_path: Path) -> None:
