@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,10 @@ CONFIG, METRICS, SUMMARY, MODEL, REPORT = (
 )  # fmt: skip
 _FORMAT = "fedrec-model/1"
 _POPULARITY = "statistics/item-counts"
+ITEM_IDS = "statistics/item-ids"
+"""Array of a model file that says which item each row is of; files of earlier versions do not have it."""
+STATISTICS = "statistics/"
+"""What arrays of a model file that are no parameters begin with."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +113,20 @@ class RunFolder:
         """Writes summary.json."""
         write_atomically(self.path / SUMMARY, (json.dumps(_plain(summary), indent=2) + "\n").encode())
 
-    def write_model(self, shared: Arrays, made: Made, popularity: NDArray | None) -> None:
+    def write_model(self, shared: Arrays, made: Made, popularity: NDArray | None, item_ids: Sequence[str] = ()) -> None:
         """Writes the shared parameters, and the training counts of items where all nodes told them.
 
         Args:
             shared: parameters by name.
             made: what is needed to use them again.
             popularity: (num_items,) int64.
+            item_ids: of the catalog, so that a run on another one can start from the rows of these items.
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in shared.items()}
         if popularity is not None:
             arrays[_POPULARITY] = popularity
+        if item_ids:
+            arrays[ITEM_IDS] = packed_ids(item_ids)
         content = save(arrays, metadata={"format": _FORMAT, **made.written()})
         write_atomically(self.path / MODEL, content)
 
@@ -141,6 +148,7 @@ class RunFolder:
         if metadata.get("format") != _FORMAT:
             raise StateError(f"{path} has format {metadata.get('format')!r}, {_FORMAT!r} is expected")
         made = Made.read(metadata, path)
+        arrays.pop(ITEM_IDS, None)
         return arrays, made, arrays.pop(_POPULARITY, None)
 
     def read_config(self) -> dict[str, Scalar]:
@@ -171,6 +179,25 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return records
+
+
+def packed_ids(item_ids: Sequence[str]) -> NDArray[np.uint8]:
+    """Returns (num_bytes,) ids as a model file holds them: a JSON list."""
+    return np.frombuffer(json.dumps(list(item_ids)).encode(), dtype=np.uint8)
+
+
+def unpacked_ids(array: NDArray) -> tuple[str, ...]:
+    """Returns the ids that `packed_ids` was given.
+
+    Raises:
+        ValueError: this is no list of ids, each once.
+    """
+    found = json.loads(array.astype(np.uint8, casting="no").tobytes().decode())
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError("a list of ids is expected")
+    if len(set(found)) < len(found):
+        raise ValueError("an id is there twice")
+    return tuple(found)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

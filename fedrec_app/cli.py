@@ -17,10 +17,12 @@ from rich.table import Table
 
 from fedrec_app import __version__
 from fedrec_app.artifacts import RunFolder
+from fedrec_app.cli_compare import add_compare
 from fedrec_app.cli_data import data_commands
 from fedrec_app.cli_fusion import add_fusion, parse_weights
 from fedrec_app.cli_model import model_commands
 from fedrec_app.cli_strategy import strategy_commands
+from fedrec_app.cli_tune import add_tune
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.errors import FedrecError
 from fedrec_app.paths import default_output_dir
@@ -158,6 +160,7 @@ def recommend(
 
 
 add_fusion(commands)
+add_tune(commands)
 
 
 def preflight(flat: dict[str, Scalar]) -> RunConfig:
@@ -168,19 +171,25 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
         FedrecError: something is unknown or does not fit.
     """
     from fedrec_app.data import sources
-    from fedrec_app.models.registry import make_model, model_class
+    from fedrec_app.models.registry import model_class
+    from fedrec_app.node_data import unbound_model
     from fedrec_app.server_app import strategy_of
 
     asked = RunConfig.from_flat(flat)
     config = asked.resolve(model_class(asked.model.name).recipe)
-    strategy_of(config, make_model(config.model))
+    strategy_of(config, unbound_model(config))
     sources.resolve(config.data.name)
-    if config.data.path and not Path(config.data.path).is_absolute():
-        flat["data.path"] = str(Path(config.data.path).expanduser().absolute())
+    # Flower runs the app elsewhere.
+    for key, path in (("data.path", config.data.path), ("model.init-from", config.model.init_from)):
+        if path and not Path(path).is_absolute():
+            flat[key] = str(Path(path).expanduser().absolute())
     changed = ", ".join(f"{key} = {value}" for key, value in asked.changed().items() if key != "output-dir")
     text = f"settings that differ from the defaults: {_escaped(changed) or 'none'}"
     stderr.print(text, highlight=False, soft_wrap=True)
     return config
+
+
+add_compare(commands, preflight)
 
 
 def show_result(folder: RunFolder, as_json: bool) -> None:

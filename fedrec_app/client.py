@@ -18,6 +18,7 @@ from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
 from fedrec_app import __version__, node_data
+from fedrec_app.base_transfer import BaseStore
 from fedrec_app.client_part import ClientPart
 from fedrec_app.config import RunConfig, parse_options, validate_options
 from fedrec_app.data.cohort import Cohort, Part
@@ -25,7 +26,8 @@ from fedrec_app.errors import FedrecError, unknown
 from fedrec_app.evaluation.evaluate import evaluate_cohort
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.sums import MetricSums
-from fedrec_app.models.base import Recommender, initialise, model_hash
+from fedrec_app.models.adapted import Adapted, Base
+from fedrec_app.models.base import Recommender, model_hash
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.part_memory import PartMemory
 from fedrec_app.private_state import PrivateState
@@ -72,6 +74,7 @@ class RecommenderClient(NumPyClient):
         self._kept = node_data.node_data(config, node.partition_id, node.num_partitions)
         self.cohort: Cohort = self._kept.cohort
         self.model: Recommender = self._kept.skeleton
+        self._bases = BaseStore(node.state_dir, node.durable)
 
     def get_properties(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns who this node is: its partition, its numbers of users and examples, and what it holds."""
@@ -85,7 +88,33 @@ class RecommenderClient(NumPyClient):
             Said.COHORT_SIZE: len(self.cohort),
             Said.QUARANTINED: self._quarantine(),
             Said.VERSION: __version__,
+            **({Ask.BASE_HASH: base.digest} if (base := self._base(config)) else {}),
         }
+
+    def keep_base(self, arrays: Arrays, config: Mapping[str, Any]) -> None:
+        """Keeps the base of an adapted model that came with a roll-call.
+
+        Raises:
+            FedrecError: it is not one of this run's model, or not the one that `config` names.
+        """
+        if not isinstance(self.model, Adapted):
+            raise FedrecError(f"a base was sent, and model {self.model.name!r} of this run has no adapters")
+        self._bases.keep(arrays, str(config.get(Ask.BASE_HASH, "")), node_data.seeded_base(self.config))
+
+    def _base(self, config: Mapping[str, Any]) -> Base | None:
+        """Returns the base that a message names, or that of the seed where none is named and the run starts from it;
+        None where the node does not have it, or the model is not adapted."""
+        if not isinstance(self.model, Adapted):
+            return None
+        own = node_data.seeded_base(self.config)
+        return self._bases.find(str(config.get(Ask.BASE_HASH, "" if self.config.model.init_from else own.digest)), own)
+
+    def _model(self, shared: Arrays, rows: Arrays, config: Mapping[str, Any]) -> Recommender:
+        """Returns the model of a message, to be written to."""
+        base = self._base(config)
+        if base is None and isinstance(self.model, Adapted):
+            raise FedrecError(f"this node does not have base {str(config[Ask.BASE_HASH])[:12]} of the adapters")
+        return self._kept.model(shared, rows, base)
 
     def statistics(self, config: Mapping[str, Any]) -> Arrays:
         """Returns the additive statistics that are asked for, none where fewer users than `privacy.min-cohort` train.
@@ -116,9 +145,9 @@ class RecommenderClient(NumPyClient):
         return len(quarantine)
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[NDArray]:
-        """Returns the shared parameters that a run with this seed starts from."""
+        """Returns the shared parameters that a run with this seed starts from, where it does not start from a file."""
         catalog = node_data.prepared(self.config.data).dataset.catalog
-        model = initialise(node_data.unbound_model(self.config), catalog, None, self.config.seed)
+        model = node_data.adapted(node_data.initial_model(self.config, catalog), self.config)
         return [model.get_parameter(name).detach().numpy() for name in model.shared_names()]
 
     def fit(self, parameters: list[NDArray], config: Mapping[str, Any]) -> tuple[list[NDArray], int, dict[str, Any]]:
@@ -143,7 +172,7 @@ class RecommenderClient(NumPyClient):
             part=self._part(parameters, config) if wants_delta else None,
         )
         rows = self._rows(config, server_round - 1)
-        self.model = self._kept.model(shared, rows)
+        self.model = self._model(shared, rows, config)
         if plan.unit == "user":
             sums = fit_users(self.model, self.cohort, shared, rows, plan)
         else:
@@ -208,7 +237,7 @@ class RecommenderClient(NumPyClient):
         part: Part = "test" if config.get(Ask.PART) == "test" else "validation"
         server_round = int(config.get(Ask.ROUND, 1))
         rows = self._rows(config, int(config.get(Ask.PRIVATE_ROUND, server_round)))
-        self.model = self._kept.model(shared, rows)
+        self.model = self._model(shared, rows, config)
         users = np.flatnonzero(self.cohort.held_out(part).lengths > 0)
         plan = FitPlan.to_serve(self.config.train, self.config.seed, server_round)
         score_block = scorer(

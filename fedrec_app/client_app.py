@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.supercore import log
 
+from fedrec_app.base_transfer import BASE
 from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
 from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.errors import ConfigError, DataError, FedrecError
@@ -101,6 +102,8 @@ def query(message: Message, context: Context) -> Message:
     """Answers the roll-call."""
     client = client_for(context)
     config = dict(message.content.get(CONFIG, {}))
+    if isinstance(base := message.content.get(BASE), ArrayRecord):
+        client.keep_base(from_record(base), config)
     properties = ConfigRecord(client.get_properties(config))
     return _reply(message, client, client.statistics(config), CONFIG, properties)
 

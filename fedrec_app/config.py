@@ -54,6 +54,9 @@ class DataConfig(Section, frozen=True):
     options: str = "{}"
     protocol: Literal["leave-one-out", "temporal", "leaky-pfedrec"] = "leave-one-out"
     min_interactions: int = Field(default=5, ge=1)
+    max_interactions: int = Field(default=0, ge=0)
+    session_gap: int = Field(default=0, ge=0)
+    k_core: int = Field(default=0, ge=0)
     partition: str = "users"
     seed: int = Field(default=0, ge=0)
 
@@ -62,6 +65,7 @@ class ModelConfig(Section, frozen=True):
     name: str = "mf"
     embedding_dim: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
     options: str = "{}"
+    init_from: str = ""
 
 
 class TrainConfig(Section, frozen=True):
@@ -75,8 +79,9 @@ class TrainConfig(Section, frozen=True):
     private_epochs: Auto | Annotated[int, Field(ge=0)] = "auto"
     num_negatives: Auto | Annotated[int, Field(ge=0)] = "auto"
     weight_decay: Auto | Annotated[float, Field(ge=0)] = "auto"
-    schedule: str = "constant"
+    schedule: str = "auto"
     max_grad_norm: float = Field(default=0.0, ge=0)
+    adapter_rank: int = Field(default=0, ge=0, le=4096)
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 
 
@@ -125,7 +130,8 @@ class RunConfig(Section, frozen=True):
 
     @model_validator(mode="after")
     def _schedules_are_known(self) -> RunConfig:
-        Schedule.parse(self.train.schedule, "train.schedule")
+        if self.train.schedule != "auto":
+            Schedule.parse(self.train.schedule, "train.schedule")
         Schedule.parse(self.strategy.schedule, "strategy.schedule")
         return self
 
@@ -164,10 +170,10 @@ class RunConfig(Section, frozen=True):
         """Returns the configuration with every "auto" replaced by the model's own value.
 
         Args:
-            recipe: dotted key -> value, from the model. Options of the recipe's strategy go under those the user gave,
-                and only where the run uses that strategy.
+            recipe: dotted key -> value, from the model; without a schedule it is "constant". Options of the recipe's
+                strategy go under those the user gave, and only where the run uses that strategy.
         """
-        flat = self.flat()
+        flat, recipe = self.flat(), {"train.schedule": "constant", **recipe}
         resolved = {key: recipe.get(key, value) if value == "auto" else value for key, value in flat.items()}
         left = sorted(key for key, value in resolved.items() if value == "auto")
         if left:

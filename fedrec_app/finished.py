@@ -61,7 +61,7 @@ class FinishedRun:
 
     Attributes:
         folder: where it is.
-        config: its settings, every "auto" resolved.
+        config: its settings, every "auto" resolved. The start and adapters are in the parameters, so it has none.
         shared: parameters of its best round, by name.
         made: how its parameters came to be.
         popularity: (num_items,) training interactions of each item, where all nodes told them.
@@ -81,7 +81,8 @@ class FinishedRun:
             FedrecError: there is none, or its files are damaged.
         """
         shared, made, popularity = folder.read_model()
-        return cls(folder, RunConfig.from_flat(folder.read_config()), shared, made, popularity)
+        settings = {**folder.read_config(), "model.init-from": "", "train.adapter-rank": 0}
+        return cls(folder, RunConfig.from_flat(settings), shared, made, popularity)
 
     @property
     def name(self) -> str:

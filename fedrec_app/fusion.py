@@ -209,7 +209,7 @@ class _Nodes:
         header = "# fused by `fedrec fuse`, not trained: the settings of the best parent, which serve and judge it\n"
         write_atomically(folder.path / CONFIG, (header + to_toml(self.config.flat())).encode())
         made = replace(self.like.made, round=FUSED_ROUND, lineage=self._lineage, fedrec_version=__version__)
-        folder.write_model(shared, made, self._popularity)
+        folder.write_model(shared, made, self._popularity, self.like.catalog().item_ids)
         parent = {name: value for name, value in self._summary.items() if name in _INHERITED}
         untrained = {
             "strategy": "fusion", "rounds": 0, "best_round": FUSED_ROUND, "stopped_early": False,
@@ -223,6 +223,6 @@ class _Nodes:
 
 _INHERITED = {
     "status", "model", "data", "protocol", "unit", "num_nodes", "refused_nodes", "quarantined_rows", "seed",
-    "cold_items", "warning",
+    "cold_items", "warning", "cleaning",
 }  # fmt: skip
 """What a fused run's summary says as its best parent's does: facts of the data and the settings."""

@@ -11,11 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property, update_wrapper
+from logging import WARNING
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from flwr.supercore import log
 
 from fedrec_app.config import DataConfig, RunConfig
 from fedrec_app.data import sources
@@ -24,7 +26,9 @@ from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.partition import Prepared
 from fedrec_app.errors import ConfigError
 from fedrec_app.evaluation.candidates import Candidates
-from fedrec_app.models.base import Recommender, bind, initial_private, with_parameters
+from fedrec_app.models.adapted import Adapted, Base
+from fedrec_app.models.base import Recommender, bind, initial_private, initialise, with_parameters
+from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import make_model
 from fedrec_app.records import Arrays
 
@@ -100,14 +104,17 @@ def prepared(config: DataConfig) -> Prepared:
         FedrecError: no such data set, or the data does not hold what is needed.
     """
     dataset = sources.load(
-        config.name, config.path, config.columns, config.min_interactions, config.options, config.seed
-    )
+        config.name, config.path, config.columns, config.min_interactions, config.options, config.seed,
+        max_interactions=config.max_interactions, session_gap=config.session_gap, k_core=config.k_core,
+    )  # fmt: skip
     return Prepared.of(dataset, config.protocol, config.seed)
 
 
 @_a_few
 def catalog(config: DataConfig) -> Catalog:
     """Returns the catalog of a configuration: all that the server needs to know of the data."""
+    if config.k_core:  # which items that leaves, only the interactions tell
+        return prepared(config).dataset.catalog
     return sources.load_catalog(config.name, config.path, config.columns, config.options, config.seed)
 
 
@@ -132,7 +139,42 @@ def unbound_model(config: RunConfig) -> Recommender:
     model = make_model(config.model)
     if model.couples_users and config.train.unit == "user":
         raise ConfigError(f'model {config.model.name!r} couples users: it needs train.unit = "node", not "user"')
+    if isinstance(model, ClosedForm) and (config.train.adapter_rank or config.model.init_from):
+        key, off = ("train.adapter-rank", "0") if config.train.adapter_rank else ("model.init-from", '""')
+        raise ConfigError(
+            f"model {config.model.name!r} is solved in closed form, from nothing but the data: set {key} = {off}"
+        )
     return model
+
+
+def initial_model(config: RunConfig, catalog: Catalog) -> Recommender:
+    """Returns the plain model of a run, bound without users, as the run's seed starts it.
+
+    Raises:
+        ConfigError: as `unbound_model`.
+    """
+    return initialise(unbound_model(config), catalog, None, config.seed)
+
+
+def adapted(model: Recommender, config: RunConfig) -> Recommender:
+    """Returns the model that a run trains: this one, or, with `train.adapter-rank`, with adapters around it as it is.
+
+    Raises:
+        ConfigError: it has nothing to adapt.
+    """
+    rank = config.train.adapter_rank
+    return Adapted(model, Base.of(model, rank, config.seed)) if rank else model
+
+
+@_a_few
+def seeded_base(config: RunConfig) -> Base:
+    """Returns the base of adapters around the model that the run's seed starts.
+
+    Raises:
+        ConfigError: as `unbound_model` and `adapted`.
+    """
+    model = initial_model(config, prepared(config.data).dataset.catalog)
+    return Base.of(model, config.train.adapter_rank, config.seed)
 
 
 @dataclass(frozen=True)
@@ -154,19 +196,30 @@ class NodeData:
         """Shape of each shared parameter by name, in the model's order."""
         return {name: tuple(self.skeleton.get_parameter(name).shape) for name in self.skeleton.shared_names()}
 
-    def model(self, shared: Arrays, rows: Arrays) -> Recommender:
+    def model(self, shared: Arrays, rows: Arrays, base: Base | None = None) -> Recommender:
         """Returns a model to write to, whose parameters are these arrays: what is done to one is done to the other.
 
         Args:
             shared: float32, by name.
             rows: private rows, float32, by name; what else is among them is left out.
+            base: of an adapted model, where it is not the one that the seed starts.
         """
         values = {name: torch.from_numpy(array) for name, array in {**shared, **rows}.items()}
-        return with_parameters(self.skeleton, values)
+        model = with_parameters(self.skeleton, values)
+        if isinstance(model, Adapted) and base is not None:
+            model.base = base
+        return model
 
     def rows(self) -> Arrays:
         """Returns initial rows to write to."""
         return {name: array.copy() for name, array in self.initial_rows.items()}
+
+
+@_a_few
+def _say_unordered(model: str, config: DataConfig) -> None:
+    """Says, once a process, that a model of sequences meets data without an order."""
+    text = "data %s has no timestamps, and model %s learns from the order of histories: here it is that of the file"
+    log(WARNING, text, config.name, model)
 
 
 @_by_bytes
@@ -178,6 +231,10 @@ def node_data(config: RunConfig, node: int, num_nodes: int) -> NodeData:
     """
     users = cohort(config.data, node, num_nodes)
     model = bind(unbound_model(config), prepared(config.data).dataset.catalog, users, config.seed)
+    if model.sampling == "sequence" and not users.ordered:
+        _say_unordered(config.model.name, config.data)
     rows = initial_private(model, users.keys, config.seed)
+    if config.train.adapter_rank:
+        model = Adapted(model, seeded_base(config))
     without_values = {name: parameter.to("meta") for name, parameter in model.named_parameters()}
     return NodeData(users, with_parameters(model, without_values), rows)

@@ -9,6 +9,7 @@ evaluation      arrays  ArrayRecord   "eval/<...>" sums (asked for sums), else n
                 metrics MetricRecord
 query           arrays  ArrayRecord   "stat/<...>" (asked for statistics), else none
                 config  ConfigRecord  properties of the node
+(asked)         base    ArrayRecord   what stays fixed in an adapted model, for a node that does not have it
 
 Of a parameter with a row an item ("row parameter"), a node sends those rows alone that it changed, where that takes
 fewer bytes: "rows/<name>" are their positions, (k,) int32, strictly increasing; "delta/<name>" is (k, ...) then, and
@@ -48,6 +49,7 @@ class Ask:
     SUMS = "sums"  # evaluation: return sums, not means
     BOOTSTRAP = "bootstrap"  # evaluation: number of bootstrap rows
     STATISTICS = "statistics"  # query: comma-separated names of additive statistics
+    BASE_HASH = "base-hash"  # SHA-256 of what stays fixed in an adapted model; in answers, of what the node has
     PROXIMAL_MU = "proximal-mu"  # FedProx's strength (the key that Flower's own FedProx sends)
 
 

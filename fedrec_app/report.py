@@ -43,6 +43,8 @@ def write_report(folder: RunFolder) -> Path:
         raise FedrecError(
             f"the run in {folder.path} is {summary.get('status')}: {summary.get('error', 'no reason given')}"
         )
+    if "test" not in summary:
+        raise FedrecError(f"the run in {folder.path} left the test part out: there is nothing to report")
     lines = [f"# {summary['model']} by {summary['strategy']} on {summary['data']}", ""]
     if "warning" in summary:
         lines += [f"**{summary['warning']}**", ""]
@@ -96,6 +98,16 @@ def _result_lines(summary: dict[str, Any]) -> list[str]:
     ]
     lines += [f"| {name} | {value} | {interval} |" for name, value, interval in result_rows(summary)]
     return [*lines, *(f"\nNote: {remark}." for remark in summary.get("remarks", []))]
+
+
+def _cleaning_lines(summary: dict[str, Any]) -> list[str]:
+    """Returns what each cleaning rule removed, and nothing for a run that says nothing of it."""
+    cleaning = summary.get("cleaning", {"rules": {}})
+    return [
+        f"- removed by data.{rule} = {removed['value']}: {removed['users']:,} users, {removed['items']:,} items, "
+        f"{removed['interactions']:,} interactions ({removed['share_of_interactions']:.1%})"
+        for rule, removed in cleaning["rules"].items()
+    ]
 
 
 def _fusion_lines(summary: dict[str, Any]) -> list[str]:
@@ -155,6 +167,7 @@ def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
         f"{summary['bytes_up'] / 1e6:.1f} MB back",
         f"- updates dropped: {dropped}; users with nothing held out: {skipped}{cold}",
         f"- rows of data set aside: {summary['quarantined_rows']}",
+        *_cleaning_lines(summary),
     ]
 
 

@@ -17,14 +17,19 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from fedrec_app import node_data
+from fedrec_app import node_data, pretrained
 from fedrec_app.artifacts import Made, RunFolder
-from fedrec_app.config import RunConfig, TrainConfig, parse_options
+from fedrec_app.base_transfer import WithBase
+from fedrec_app.config import DataConfig, RunConfig, TrainConfig, parse_options
+from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.cleaning import CleaningReport
 from fedrec_app.errors import ConfigError, FedrecError
-from fedrec_app.models.base import Recommender, initialise, model_hash
+from fedrec_app.models.adapted import Adapted, plain_arrays, plain_hash
+from fedrec_app.models.base import Recommender, model_hash
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import model_class
 from fedrec_app.paths import default_output_dir
+from fedrec_app.pretrained import Start
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
 from fedrec_app.schedules import Schedule
@@ -88,7 +93,9 @@ def progress_line(record: RoundRecord, progress: Progress, num_rounds: int, metr
     return " | ".join([*parts, f"{record.seconds:.2f} s", f"ETA {int(left) // 60}:{int(left) % 60:02d}"])
 
 
-def run_server(grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: Iterable[OnRound] = ()) -> RunResult:
+def run_server(
+    grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: Iterable[OnRound] = (), reads_test: bool = True
+) -> RunResult:
     """Returns the finished run.
 
     Args:
@@ -96,6 +103,7 @@ def run_server(grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: I
         flat: settings as Flower carries them.
         run_id: Flower's, for config.toml.
         watchers: called after each round.
+        reads_test: False leaves the test part out: no test figures in the summary, and no report.
 
     Raises:
         FedrecError: a setting or the data is wrong, or too few nodes fit. summary.json says "failed" and why.
@@ -108,10 +116,17 @@ def run_server(grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: I
     log(INFO, "settings that differ from the defaults: %s", asked.changed() or "none")
     try:
         catalog = node_data.catalog(config.data)
-        model = initialise(node_data.unbound_model(config), catalog, None, config.seed)
+        cleaning = _cleaning(config.data)
+        for line in cleaning.lines() if cleaning else []:
+            log(INFO, "%s", line)
+        model, start = pretrained.start(config, catalog)
+        for line in start.lines() if start else []:
+            log(INFO, "%s", line)
         if config.data.protocol == "leaky-pfedrec":
             log(WARNING, "LEAKY PROTOCOL: held-out items are never negatives; these figures say nothing about quality")
-        summary = _Run(config, model, catalog.hash, grid, folder).execute(watchers)
+        if isinstance(model, Adapted):
+            grid = WithBase(grid, model.base)
+        summary = _Run(config, model, start, catalog, grid, folder).execute(watchers, reads_test)
     except BaseException as error:
         folder.write_summary({"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed})
         log(ERROR, "the run failed: %s", error)
@@ -123,15 +138,16 @@ def run_server(grid: Grid, flat: Mapping[str, Any], run_id: int = 0, watchers: I
 class _Run:
     config: RunConfig
     model: Recommender
-    catalog_hash: str
+    start: Start | None
+    catalog: Catalog
     grid: Grid
     folder: RunFolder
 
-    def execute(self, watchers: Iterable[OnRound]) -> dict[str, Any]:
+    def execute(self, watchers: Iterable[OnRound], reads_test: bool) -> dict[str, Any]:
         """Returns the summary; every step of a run, top to bottom."""
         config = self.config
         lineage = f"{datetime.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        roster = Roster(self.catalog_hash, model_hash(self.model), ["item-counts"], config.strategy.join_timeout)
+        roster = Roster(self.catalog.hash, model_hash(self.model), ["item-counts"], config.strategy.join_timeout)
         roster.wait(self.grid, config.strategy.min_nodes)
         log(INFO, "%s nodes take part, %s are refused", len(roster.members), len(roster.refused))
         if quarantined := max((member.num_quarantined for member in roster.partitions()), default=0):
@@ -158,13 +174,13 @@ class _Run:
             evaluate=judge, evaluate_every=config.evaluate.every, metric=config.evaluate.metric,
             early_stopping_rounds=config.evaluate.early_stopping_rounds, hooks=recorder,
         )  # fmt: skip
-        test = self._test(judge, evaluation, progress, lineage)
+        test = self._test(judge, evaluation, progress, lineage) if reads_test else None
         self._write_model(progress, lineage, popularity)
         summary = self._summary(progress, test, roster, lineage)
         if remarks := getattr(strategy, "remarks", []):
             summary["remarks"] = remarks
         self.folder.write_summary(summary)
-        report = write_report(self.folder)
+        report = write_report(self.folder) if reads_test else "none, the test part was not read"
         log(INFO, "done: best round %s; report: %s", progress.best_round, report)
         return summary
 
@@ -198,10 +214,11 @@ class _Run:
         return dict(metrics)
 
     def _write_model(self, progress: Progress, lineage: str, popularity: NDArray | None) -> None:
-        made = Made(self.catalog_hash, progress.best_round, lineage, self.config.model.name, model_hash(self.model))
-        self.folder.write_model(from_record(progress.best_arrays), made, popularity)
+        made = Made(self.catalog.hash, progress.best_round, lineage, self.config.model.name, plain_hash(self.model))
+        shared = plain_arrays(self.model, from_record(progress.best_arrays))
+        self.folder.write_model(shared, made, popularity, self.catalog.item_ids)
 
-    def _summary(self, progress: Progress, test: dict[str, Any], roster: Roster, lineage: str) -> dict[str, Any]:
+    def _summary(self, progress: Progress, test: dict[str, Any] | None, roster: Roster, lineage: str) -> dict[str, Any]:
         config, rounds = self.config, progress.rounds
         best = next((r.validation for r in reversed(rounds) if r.round == progress.best_round), None) or {}
         dropped: dict[str, int] = {}
@@ -209,7 +226,6 @@ class _Run:
             for key, count in record.train.items():
                 if key.startswith("dropped/"):
                     dropped[key.removeprefix("dropped/")] = dropped.get(key.removeprefix("dropped/"), 0) + int(count)
-        full, sampled = split_metrics(test)
         summary: dict[str, Any] = {
             "status": "completed",
             "model": config.model.name,
@@ -223,8 +239,7 @@ class _Run:
             "rounds": len(rounds),
             "best_round": progress.best_round,
             "stopped_early": progress.stopped_early,
-            "test": full,
-            "sampled": sampled,
+            **({} if test is None else dict(zip(("test", "sampled"), split_metrics(test), strict=True))),
             "validation": split_metrics(best)[0],
             "validation_sampled": split_metrics(best)[1],
             "seconds_per_round": statistics.median(r.seconds for r in rounds),
@@ -236,9 +251,23 @@ class _Run:
         }
         if (counts := roster.sums.get("item-counts")) is not None:
             summary["cold_items"] = int((counts == 0).sum())
+        if self.start is not None:
+            summary["init_from"] = self.start.to_json()
+        if isinstance(self.grid, WithBase):
+            summary["adapters"] = {"nodes_sent_base": self.grid.nodes, "bytes_of_base": self.grid.bytes_down}
+        if cleaning := _cleaning(config.data):
+            summary["cleaning"] = cleaning.as_dict()
         if config.data.protocol == "leaky-pfedrec":
             summary["warning"] = "leaky protocol: held-out items are never training negatives; not comparable"
         return summary
+
+
+def _cleaning(data: DataConfig) -> CleaningReport | None:
+    """Returns what cleaning removed, where a rule is on that is off by default: to know it takes all of the data."""
+    if not (data.max_interactions or data.session_gap or data.k_core):
+        return None
+    report = node_data.prepared(data).dataset.report
+    return report if isinstance(report, CleaningReport) else None
 
 
 def strategy_of(config: RunConfig, model: Recommender, roster: Roster | None = None) -> Strategy:

@@ -21,6 +21,7 @@ def simulate(
     on_reply: Callable[[int, int], None] | None = None,
     taps: Iterable[Callable[[Message], None]] = (),
     durations: Mapping[int, float] | None = None,
+    reads_test: bool = True,
 ) -> RunResult:
     """Returns the finished run; with `durations` its summary has "virtual_seconds", what training took on the clock of
     `LocalGrid`.
@@ -32,6 +33,7 @@ def simulate(
         on_reply: called after each reply with (replies so far, messages of this exchange).
         taps: called with every message in either direction.
         durations: partition -> virtual seconds that a training message takes there; 1 for every other.
+        reads_test: False leaves the test part out: no test figures in the summary, and no report.
 
     Raises:
         FedrecError: a setting or the data is wrong.
@@ -41,7 +43,7 @@ def simulate(
     if (needed := RunConfig.from_flat(flat).strategy.min_nodes) > num_nodes:
         raise ConfigError(f"strategy.min-nodes is {needed}: there are {num_nodes} nodes (num-nodes)")
     grid = LocalGrid(client_app.app, flat, num_nodes, on_reply, taps, durations)
-    result = run_server(grid, flat, watchers=watchers)
+    result = run_server(grid, flat, watchers=watchers, reads_test=reads_test)
     if durations is None:
         return result
     summary = {**result.summary, "virtual_seconds": grid.now}

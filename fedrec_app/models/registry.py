@@ -12,6 +12,7 @@ BUILT_IN = {
     "mf": "fedrec_app.models.mf:MatrixFactorization",
     "neumf": "fedrec_app.models.neumf:NeuMF",
     "sasrec": "fedrec_app.models.sasrec:SasRec",
+    "pfedrec": "fedrec_app.models.pfedrec:PFedRec",
     "ease": "fedrec_app.models.ease:Ease",
     "itemknn": "fedrec_app.models.itemknn:ItemKnn",
     "popularity": "fedrec_app.models.popularity:Popularity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,17 @@ def _gap(found: Finished, reference: Finished) -> str:
     """Returns the difference of test NDCG@10 with the 2.5 and 97.5 percentiles of its bootstrap draws."""
     if found is reference:
         return ""
-    gaps = [mine - theirs for mine, theirs in zip(found.replicates, reference.replicates, strict=True)]
-    low, *_, high = statistics.quantiles(gaps, n=40)
-    gap = found.summary["test"]["ndcg@10"] - reference.summary["test"]["ndcg@10"]
-    return f"{gap:+.4f} ({low:+.4f} to {high:+.4f})"
+    return gap(
+        found.summary["test"]["ndcg@10"] - reference.summary["test"]["ndcg@10"], found.replicates, reference.replicates
+    )
+
+
+def gap(value: float, ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Returns a difference with the 2.5 and 97.5 percentiles of its bootstrap draws.
+
+    Args:
+        value: over all users.
+        ours, theirs: the metric in each draw.
+    """
+    low, *_, high = statistics.quantiles([mine - other for mine, other in zip(ours, theirs, strict=True)], n=40)
+    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"

@@ -10,11 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flwr.app import Message
-
-from fedrec_app.evaluation.sums import MetricSums
-from fedrec_app.records import ARRAYS, EVAL, from_record
+from fedrec_app.replicates import Draws
 from fedrec_app.simulate import simulate
 from strategies.rounds import Progress, RoundRecord
 
@@ -44,28 +40,6 @@ class Finished:
     def first_round(self, value: float) -> int | None:
         """Returns the first round that reached a value on validation, or None."""
         return next((at for at, found in self.validation if found >= value), None)
-
-
-class Draws:
-    """Adds up the bootstrap sums in the messages of a run: only the test evaluation has any."""
-
-    def __init__(self) -> None:
-        self._total: np.ndarray | None = None
-
-    def __call__(self, message: Message) -> None:
-        """Adds what a message holds."""
-        record = message.content.array_records.get(ARRAYS) if message.has_content() else None
-        if record is None or EVAL + "sums" not in record:
-            return
-        sums = MetricSums.from_arrays({name.removeprefix(EVAL): array for name, array in from_record(record).items()})
-        if len(sums.sums) < 2:
-            return
-        of_metric = sums.sums[1:, [sums.names.index(METRIC), -1]]
-        self._total = of_metric if self._total is None else self._total + of_metric
-
-    def means(self) -> list[float]:
-        """Returns the mean over users in each draw."""
-        return [] if self._total is None else (self._total[:, 0] / self._total[:, 1]).tolist()
 
 
 @dataclass(frozen=True)
@@ -112,7 +86,8 @@ class Runs:
 
         with tempfile.TemporaryDirectory() as folder:
             result = simulate({**flat, "output-dir": folder}, self.num_nodes, [watch], taps=[draws])
-        return Finished(result.summary, validation, draws.means())
+        replicates = draws.replicates()
+        return Finished(result.summary, validation, [] if replicates is None else replicates.draws(METRIC).tolist())
 
     def _kept(self, flat: Mapping[str, Any]) -> Path | None:
         if self.keep is None:

@@ -206,7 +206,7 @@ def test_every_command_explains_itself(fedrec: Fedrec, command: tuple[str, ...])
 def test_the_documented_commands_are_there() -> None:
     documented = {("run",), ("simulate",), ("report",), ("recommend",), ("data", "list"), ("data", "stats")}
     documented |= {(kind, verb) for kind in ("strategy", "model", "data") for verb in ("list", "check")}
-    documented |= {("strategy", "new"), ("fuse",), ("ensemble",)}
+    documented |= {("strategy", "new"), ("data", "clean"), ("fuse",), ("ensemble",), ("compare",), ("tune",)}
     assert documented <= set(every_command())
 
 

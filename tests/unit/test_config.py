@@ -277,10 +277,16 @@ def test_settings_survive_the_way_through_a_file(tmp_path: Path) -> None:
 
 def test_auto_takes_the_models_value_and_what_is_given_stays() -> None:
     config = RunConfig.from_flat({"train.learning-rate": 0.75, "seed": 2}).resolve(RECIPE)
-    expected = {**RunConfig().flat(), **RECIPE, "train.learning-rate": 0.75, "seed": 2}
+    expected = {**RunConfig().flat(), **RECIPE, "train.learning-rate": 0.75, "seed": 2, "train.schedule": "constant"}
     expected["strategy.options"] = '{"beta_1": 0.8, "learning_rate": 0.03}'
     assert config.flat() == expected
     assert config.resolve(RECIPE) == config
+
+
+def test_a_schedule_is_the_models_own_unless_one_is_given() -> None:
+    recipe = {**RECIPE, "train.schedule": "cosine"}
+    assert RunConfig().resolve(recipe).train.schedule == "cosine"
+    assert RunConfig.from_flat({"train.schedule": "constant"}).resolve(recipe).train.schedule == "constant"
 
 
 def test_options_of_the_recipes_strategy_go_under_those_given() -> None:

@@ -1,0 +1,159 @@
+"""`fedrec compare`: a model beside its centralised and local-only twins and popularity."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedrec_app.artifacts import RunFolder
+from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.errors import StateError
+from fedrec_app.paths import default_output_dir
+
+if TYPE_CHECKING:
+    from fedrec_app.compare import Comparison
+
+stderr = Console(stderr=True)
+
+Preflight = Callable[[dict[str, Scalar]], RunConfig]
+_ALL = "federated,centralised,local-only,popularity"
+
+
+def add_compare(commands: typer.Typer, preflight: Preflight) -> None:
+    """Adds the command.
+
+    Args:
+        commands: of the command line.
+        preflight: checks settings, makes paths absolute, and prints what is not at its default.
+    """
+
+    @commands.command()
+    def compare(
+        settings: Annotated[
+            list[str] | None,
+            typer.Option("-c", "--run-config", help="Settings of the federated row, as for `fedrec simulate`."),
+        ] = None,
+        num_nodes: Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")] = 2,
+        seeds: Annotated[int, typer.Option(min=1, help="How many seeds each row has: the run's own and the next.")] = 1,
+        rows: Annotated[str, typer.Option(help="Which rows, with commas.")] = _ALL,
+        centralised: Annotated[
+            list[str] | None,
+            typer.Option(help="Settings of the centralised row alone, such as 'train.learning-rate=0.1'."),
+        ] = None,
+        local_rounds: Annotated[
+            int | None,
+            typer.Option(min=1, help="Rounds of a user alone; num-server-rounds, but not above 10, when absent."),
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="Folder of the result; ./outputs/<date>/<time> when absent.")
+        ] = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the rows and differences as a JSON object.")
+        ] = False,
+    ) -> None:
+        """Run a model federated, centralised and for every user alone, and popularity, on one split; test any two."""
+        from fedrec_app.compare import compare as compare_rows
+        from fedrec_app.compare_report import write_comparison
+        from fedrec_app.compare_rows import plan_rows
+
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        flat = parse_overrides(settings or [])
+        preflight(flat)
+        names = [name.strip() for name in rows.split(",") if name.strip()]
+        planned = plan_rows(flat, num_nodes, names, parse_overrides(centralised or []), local_rounds)
+        for row in planned:
+            if row.differs:
+                changed = ", ".join(f"{key} = {here}" for key, (_, here) in row.differs.items())
+                _say(f"{row.name} differs from the federated row in: {changed}")
+        folder = _folder(out, str(flat.get("output-dir", "")))
+        with _bars() as watch:
+            found = compare_rows(planned, folder, seeds, watch)
+        report = write_comparison(found)
+        _show(found)
+        _say(f"report: {report}")
+        if as_json:
+            print(json.dumps(found.to_json()))
+
+
+def _folder(out: Path | None, output_dir: str) -> Path:
+    """Returns the folder of the comparison, made.
+
+    Raises:
+        StateError: it cannot be made, or holds a comparison already.
+    """
+    if out is None:
+        given = Path(output_dir).expanduser().absolute() if output_dir else Path.cwd() / "outputs"
+        return RunFolder.create(default_output_dir(str(given)), datetime.now()).path
+    folder = out.expanduser().absolute()
+    if (folder / "compare.json").exists():
+        raise StateError(f"--out {out} holds a comparison already: name another folder, or remove that one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"cannot write to --out {out}: {error}") from None
+    return folder
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int, int, str], None]]:
+    """Yields what shows a bar for each row and seed."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    tasks: dict[tuple[str, int], Any] = {}
+    with Progress(*columns, console=stderr) as bars:
+
+        def watch(row: str, seed: int, done: int, total: int, text: str) -> None:
+            if (row, seed) not in tasks:
+                tasks[row, seed] = bars.add_task(f"{row}, seed {seed}", total=total, text="")
+            task = tasks[row, seed]
+            bars.update(task, completed=done, text=text or bars.tasks[task].fields["text"])
+
+        yield watch
+
+
+def _show(found: Comparison) -> None:
+    from fedrec_app.compare_report import differences, figures, remarks, title, warning
+
+    table = Table(title=title(found))
+    if text := warning(found):
+        table.caption = f"[bold red]{text}[/]"
+    table.add_column("")
+    shown = {name: figures(summary, found.about["metric"]) for name, summary in found.rows.items()}
+    for name in shown:
+        table.add_column(name, justify="right")
+    for label in dict.fromkeys(figure.label for row in shown.values() for figure in row):
+        cells = [next((figure for figure in row if figure.label == label), None) for row in shown.values()]
+        lines = ["-" if cell is None else f"{cell.value}\n[dim]{cell.interval}[/]".rstrip() for cell in cells]
+        table.add_row(label, *(line.removesuffix("\n[dim][/]") for line in lines))
+    stderr.print(table)
+    pairs = Table(title=f"paired differences over {found.about['num_draws']} draws of users")
+    seeds = len(found.about["seeds"]) > 1
+    for name in ("metric", "difference", "95 % interval", "p", *(["over seeds"] if seeds else [])):
+        pairs.add_column(name, justify="left" if name == "metric" else "right")
+    last = ""
+    for rows, *cells, of_seeds in differences(found):
+        if rows != last:
+            pairs.add_section()
+            pairs.add_row(f"[bold]{rows}[/]")
+        pairs.add_row(*cells, *([of_seeds] if seeds else []))
+        last = rows
+    if found.differences:
+        stderr.print(pairs)
+    for remark in remarks(found):
+        _say(f"note: {remark}")
+
+
+def _say(text: str) -> None:
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
