@@ -5,6 +5,7 @@
     python scripts/reproduce.py strategies --data-dir DATA --out docs/results.md
     python scripts/reproduce.py models --data-dir DATA --out docs/results.md
     python scripts/reproduce.py sequences --data-dir DATA --out docs/results.md
+    python scripts/reproduce.py large --data-dir DATA --out docs/results.md
     python scripts/reproduce.py tune-strategies --data-dir DATA        how the options of `strategies` were chosen
 
 `--data-dir` holds a folder `ml-100k` in the official layout (`fedrec data prepare ml-100k --out DIR/ml-100k`), and for
@@ -19,13 +20,20 @@ import logging
 from pathlib import Path
 
 from experiments.first_models import first_models
+from experiments.large import large
 from experiments.models import models
 from experiments.page import write_section
 from experiments.runs import Runs
 from experiments.sequences import sequences
 from experiments.strategies import strategies, tune
 
-SECTIONS = {"first-models": first_models, "strategies": strategies, "models": models, "sequences": sequences}
+SECTIONS = {
+    "first-models": first_models,
+    "strategies": strategies,
+    "models": models,
+    "sequences": sequences,
+    "large": large,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,9 +24,11 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The modules of the experiments."""
     monkeypatch.syspath_prepend(str(REPO / "scripts"))
     import reproduce
-    from experiments import page, runs, strategies
+    from experiments import large, page, runs, sequences, strategies
 
-    return SimpleNamespace(reproduce=reproduce, page=page, runs=runs, table=strategies)
+    return SimpleNamespace(
+        reproduce=reproduce, page=page, runs=runs, table=strategies, sequences=sequences, large=large
+    )
 
 
 def finished(scripts: SimpleNamespace, values: Mapping[int, float], **summary: Any) -> Any:
@@ -175,6 +177,33 @@ def test_a_run_that_is_kept_is_not_made_again(
     for other in (runs, scripts.runs.Runs(TINY, num_rounds=2, num_nodes=2, keep=tmp_path / "kept")):
         with pytest.raises(AssertionError, match="made again"):
             other.run({"seed": 2 if other is runs else 1})
+
+
+def test_eight_nodes_are_compared_with_one_seed_by_seed_and_draw_by_draw(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: Any, settings: Mapping[str, Any]) -> Any:
+        value = 0.1 * (1 + settings["seed"]) + (0.1 if self.num_nodes == 1 else 0.0)
+        parts = {part: {"hr@10": value, "ndcg@10": value / 2} for part in ("test", "sampled")}
+        summary = {**parts, "best_round": 4, "rounds": 10, "bytes_up": 25_000_000}
+        return scripts.runs.Finished(summary, [(2, 0.25), (4, 0.5)], [value + draw / 100 for draw in range(40)])
+
+    monkeypatch.setattr(scripts.runs.Runs, "run", run)
+    text = scripts.sequences.sequences(scripts.runs.Runs(TINY))
+    cells = "| .500 (.500 to .500) | .200 (.100 to .300) | .100 (.050 to .150) | .200 (.100 to .300) "
+    assert f"| `sasrec`, 8 nodes {cells}| .100 (.050 to .150) | 4, 4, 4 | 2.5 |" in text
+    assert "Federated has 67% of the centralised test NDCG@10" in text
+    assert "paired difference -0.0500 (-0.1000 to -0.1000)" in text
+
+
+def test_adapters_are_compared_with_the_plain_bytes(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**scripts.large.SETTINGS, "model.embedding-dim": 32, "model.options": '{"layers": 1}'}
+    monkeypatch.setattr(scripts.large, "SETTINGS", settings)
+    monkeypatch.setattr(scripts.large, "RANKS", (0, 4))
+    lines = scripts.large.large(scripts.runs.Runs(TINY, num_nodes=2)).splitlines()
+    plain, adapted = (line.split(" | ") for line in lines if line.startswith(("| none", "| 4")))
+    assert plain[-1] == "100.0% |"
+    assert 5 < float(adapted[-1].removesuffix("% |")) < 50
 
 
 def test_the_command_replaces_its_section(
