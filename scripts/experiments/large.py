@@ -21,8 +21,7 @@ RANKS = (0, 32, 8)
 NOTES = """\
 Bytes are payloads as the run counts them, all nodes together; seconds are those of the whole round in one process with
 one thread, nodes one after the other, so they compare with each other only. Adapters save traffic and not time: nodes
-compute with whole matrices. No model was trained to the end here: what adapters cost in quality is in
-docs/pretrained.md.
+compute with whole matrices. No model was trained to the end here, so this says nothing of quality.
 """
 
 

@@ -223,6 +223,7 @@ def bare_run(flower_home: Path) -> Iterator[Bare]:
         )
 
 
+@pytest.mark.slow
 def test_a_bare_flwr_run_completes(bare_run: Bare) -> None:
     assert bare_run.code == 0, bare_run.text[-3000:]
     (run,) = bare_run.listed["runs"]
@@ -233,6 +234,7 @@ def test_a_bare_flwr_run_completes(bare_run: Bare) -> None:
     assert len(bare_run.superlinks) == 1, "Flower's own SuperLink stays up; `fedrec run` is for those who mind"
 
 
+@pytest.mark.slow
 def test_stock_fedavg_through_ray_gives_what_it_gives_in_process(bare_run: Bare, tmp_path: Path) -> None:
     summary = bare_run.folder.read_summary()
     assert summary["strategy"] == "flwr.serverapp.strategy:FedAvg"

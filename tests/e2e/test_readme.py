@@ -56,7 +56,7 @@ def two_rounds(line: str) -> str:
     """Returns a command that starts Flower with fewer rounds, of which each takes a second or two there."""
     if line == "./scripts/quickstart.sh":
         return f"{line} -c num-server-rounds=2"
-    if line.startswith(("fedrec run", "flwr run")):
+    if line.startswith("flwr run"):
         assert "num-server-rounds=20" in line
         return line.replace("num-server-rounds=20", "num-server-rounds=2")
     return line

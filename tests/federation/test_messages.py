@@ -100,8 +100,10 @@ def test_the_last_gate_stops_an_array_that_is_not_shared() -> None:
             client_app._check_outgoing([name], Client())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("weighting", ["examples", "rows"])
-@pytest.mark.parametrize("model", ["mf", "neumf"])
+@pytest.mark.parametrize(
+    ("model", "weighting"),
+    [("mf", "examples"), ("mf", "rows"), ("neumf", "rows"), pytest.param("neumf", "examples", marks=pytest.mark.slow)],
+)
 def test_nodes_send_the_rows_that_they_changed_alone_which_changes_nothing_but_the_traffic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, weighting: str
 ) -> None:

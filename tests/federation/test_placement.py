@@ -57,7 +57,7 @@ MODELS: dict[str, dict[str, Any]] = {
         ("mf", 1.0),
         ("mf", 0.3),
         ("mf bce", 0.3),
-        ("neumf", 1.0),
+        pytest.param("neumf", 1.0, marks=pytest.mark.slow),
         ("neumf rows adam", 0.3),
         pytest.param("mf bce", 1.0, marks=pytest.mark.slow),
         pytest.param("neumf", 0.3, marks=pytest.mark.slow),

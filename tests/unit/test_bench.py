@@ -54,7 +54,7 @@ def bench(
     ("command", "ratios", "told_beside"),
     [
         pytest.param("train", {"mf", "neumf", "vmap", "threads"}, set(), marks=pytest.mark.slow),
-        ("aggregate", {"aggregate"}, {"aggregate-fifth-of-rows"}),
+        pytest.param("aggregate", {"aggregate"}, {"aggregate-fifth-of-rows"}, marks=pytest.mark.slow),
         (
             "evaluate",
             {"evaluate"},

@@ -65,6 +65,7 @@ def test_the_tests_of_a_new_package_pass_as_they_are(folder: Path) -> None:
     assert "skipped" not in printed
 
 
+@pytest.mark.slow
 def test_an_author_who_edits_his_strategy_alone_has_no_failing_tests(folder: Path) -> None:
     (folder / "gentle_mean" / "strategy.py").write_text(OTHER)
     printed = printed_by_its_tests(folder)
