@@ -61,8 +61,8 @@ class Made:
         """
         if missing := [key for key in ("catalog-hash", "round", "lineage") if key not in metadata]:
             raise StateError(f"{path} does not say its {', '.join(missing)}: it was not written by a run")
-        if not metadata["round"].isdecimal():
-            raise StateError(f"{path} is of round {metadata['round']!r}: a number is expected")
+        if not (metadata["round"].isdecimal() and len(metadata["round"]) < 10):
+            raise StateError(f"{path} is of round {metadata['round'][:20]!r}: a number is expected")
         said = {field.name: metadata.get(field.name.replace("_", "-"), "") for field in fields(cls)}
         return cls(**{**said, "round": int(metadata["round"])})
 
@@ -195,6 +195,7 @@ def unpacked_ids(array: NDArray) -> tuple[str, ...]:
     found = json.loads(array.astype(np.uint8, casting="no").tobytes().decode())
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         raise ValueError("a list of ids is expected")
+    "".join(found).encode()  # refuses half of a surrogate pair
     if len(set(found)) < len(found):
         raise ValueError("an id is there twice")
     return tuple(found)

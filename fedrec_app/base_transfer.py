@@ -8,6 +8,7 @@ it, and keeps it by its digest. Every later message names the digest, so factors
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ from fedrec_app.records import CONFIG, Arrays, Ask, num_bytes, to_record
 BASE = "base"
 """Key of the arrays of a base in a roll-call."""
 KEPT_FILES = 4
-"""Bases that a node keeps: of the runs that used one last."""
+"""Bases that a node keeps at least: of the runs that used one last."""
+IN_USE = 86_400.0
+"""Seconds in which a base that was used is kept in any case: its run may go on, and sends it once."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -60,9 +63,13 @@ class BaseStore:
             return own
         path = self._path(digest)
         try:
-            return _read(path, own) if path.is_file() else None
+            found = _read(path, own) if path.is_file() else None
         except StateError:
             return None  # it is sent again
+        if found is not None:
+            with suppress(OSError):
+                path.touch()  # in use: `keep` lets it stay
+        return found
 
     def keep(self, arrays: Arrays, digest: str, own: Base) -> None:
         """Writes a base that was sent.
@@ -77,8 +84,6 @@ class BaseStore:
         """
         path = self._path(digest)
         if self.find(digest, own) is not None:
-            if path.is_file():
-                path.touch()
             return
         try:
             base = Base.from_arrays(arrays, own)
@@ -90,7 +95,8 @@ class BaseStore:
         with suppress(FileNotFoundError):  # another process of the node removes them too
             newest = sorted(path.parent.glob("*.safetensors"), key=lambda kept: kept.stat().st_mtime, reverse=True)
             for old in newest[KEPT_FILES:]:
-                old.unlink()
+                if old.stat().st_mtime < time.time() - IN_USE:
+                    old.unlink()
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -152,7 +158,8 @@ class WithBase(Grid):
         """Returns whether there is nothing to send: this is no roll-call, or the node has the base."""
         if message.metadata.message_type != MessageType.QUERY or reply.has_error():
             return True
-        return reply.content.config_records[CONFIG].get(Ask.BASE_HASH) == self._base.digest
+        config = reply.content.config_records.get(CONFIG)
+        return config is None or config.get(Ask.BASE_HASH) == self._base.digest
 
     def _told(self, messages: Iterable[Message]) -> list[Message]:
         told = list(messages)

@@ -25,7 +25,7 @@ from fedrec_app.cli_strategy import strategy_commands
 from fedrec_app.cli_tune import add_tune
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.errors import FedrecError
-from fedrec_app.paths import default_output_dir
+from fedrec_app.paths import absolute, default_output_dir
 
 commands = typer.Typer(
     name="fedrec", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -171,18 +171,15 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
         FedrecError: something is unknown or does not fit.
     """
     from fedrec_app.data import sources
-    from fedrec_app.models.registry import model_class
+    from fedrec_app.models.registry import resolved
     from fedrec_app.node_data import unbound_model
     from fedrec_app.server_app import strategy_of
 
     asked = RunConfig.from_flat(flat)
-    config = asked.resolve(model_class(asked.model.name).recipe)
+    config = resolved(flat)
     strategy_of(config, unbound_model(config))
     sources.resolve(config.data.name)
-    # Flower runs the app elsewhere.
-    for key, path in (("data.path", config.data.path), ("model.init-from", config.model.init_from)):
-        if path and not Path(path).is_absolute():
-            flat[key] = str(Path(path).expanduser().absolute())
+    flat.update(absolute(flat))
     changed = ", ".join(f"{key} = {value}" for key, value in asked.changed().items() if key != "output-dir")
     text = f"settings that differ from the defaults: {_escaped(changed) or 'none'}"
     stderr.print(text, highlight=False, soft_wrap=True)
@@ -194,7 +191,7 @@ add_compare(commands, preflight)
 
 def show_result(folder: RunFolder, as_json: bool) -> None:
     """Prints the result table and where the report is; with `as_json` the summary follows as the last line."""
-    from fedrec_app.report import result_rows
+    from fedrec_app.report import notices, result_rows
 
     summary = folder.read_summary()
     table = Table(
@@ -208,6 +205,8 @@ def show_result(folder: RunFolder, as_json: bool) -> None:
     for row in result_rows(summary):
         table.add_row(*row)
     stderr.print(table)
+    for line in notices(summary):
+        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     stderr.print(f"report: {folder.path / 'report.md'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(summary))

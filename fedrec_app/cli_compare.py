@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -99,6 +100,8 @@ def _folder(out: Path | None, output_dir: str) -> Path:
         raise StateError(f"--out {out} holds a comparison already: name another folder, or remove that one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise StateError(f"cannot write to --out {out}: {error}") from None
     return folder

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedrec_app.cli_check import check_data
 from fedrec_app.cli_plugins import add_list
-from fedrec_app.config import DataConfig
+from fedrec_app.config import DataConfig, Scalar, to_toml
 from fedrec_app.plugins import Registry
 
 data_commands = typer.Typer(no_args_is_help=True, help="Data sets: list, check, prepare, clean, stats.")
@@ -83,8 +83,11 @@ def clean(
     for line in dataset.report.lines():
         stderr.print(line, highlight=False)
     file, to_read = write_clean(dataset, out)
-    settings = f'data.name="csv" data.path="{file.absolute()}" data.options=\'{json.dumps(to_read)}\''
-    stdout.print(settings, highlight=False, soft_wrap=True)
+    where = str(file.absolute())
+    flat: dict[str, Scalar] = {"data.name": "csv", "data.path": where, "data.options": json.dumps(to_read)}
+    settings = file.parent / "settings.toml"
+    settings.write_text(to_toml(flat))
+    stdout.print(f"fedrec simulate -c {settings.absolute()}", highlight=False, soft_wrap=True)
 
 
 @data_commands.command()

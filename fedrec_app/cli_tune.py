@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.config import RunConfig, parse_overrides
-from fedrec_app.errors import ConfigError
+from fedrec_app.errors import ConfigError, StateError
+from fedrec_app.paths import absolute
 
 stdout, stderr = Console(), Console(stderr=True)
 _SHOWN = 8
@@ -63,11 +65,18 @@ def tune(
     require_optuna()
     if out.suffix != ".toml":
         raise ConfigError(f"--out is {str(out)!r}: a name that ends in .toml is expected, as -c takes no other file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise StateError(f"cannot write to --out {out}: {error}") from None
+    if out.is_dir():
+        raise StateError(f"cannot write to --out {out}: it is a folder")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)  # why a trial failed is kept with it
     fixed = parse_overrides(settings or [])
     config = RunConfig.from_flat(fixed)
-    if config.data.path:
-        fixed["data.path"] = str(Path(config.data.path).expanduser().absolute())
+    fixed = absolute(fixed)
     searched: Space = read_space(space or [], fixed)
     _show_space(searched.described(), searched.origins)
     path = study or out.with_suffix(".study.jsonl")

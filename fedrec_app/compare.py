@@ -115,6 +115,7 @@ def summary_over_seeds(judged: Sequence[Judged]) -> dict[str, Any]:
     if len(judged) == 1:
         return {**summaries[0], "seeds": seeds}
     merged = {key: value for key, value in _mean(summaries).items() if key not in _OF_ONE_SEED}
+    merged["dropped_updates"] = _dropped(summaries)
     replicates = over_seeds([one.replicates for one in judged])
     ranges: dict[str, dict[str, list[float]]] = {"test": {}, "sampled": {}}
     for part in ranges:
@@ -176,6 +177,13 @@ def _mean(values: Sequence[Any]) -> Any:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return sum(values) / len(values)
     return _DIFFER
+
+
+def _dropped(summaries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Returns how many updates were dropped by reason, the mean over seeds; without one a seed counts 0."""
+    found = [summary.get("dropped_updates", {}) for summary in summaries]
+    reasons = sorted({reason for dropped in found for reason in dropped})
+    return {reason: sum(dropped.get(reason, 0) for dropped in found) / len(found) for reason in reasons}
 
 
 def _ends(values: Sequence[float]) -> list[float]:

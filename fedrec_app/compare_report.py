@@ -91,7 +91,13 @@ def settings_lines(comparison: Comparison) -> list[str]:
 def remarks(comparison: Comparison) -> list[str]:
     """Returns what a reader of the figures should know, a line each."""
     metric = comparison.about["metric"]
-    lines = [f"{name}: {remark}" for name, row in comparison.rows.items() for remark in row.get("remarks", [])]
+    said = [
+        f"{name}: {remark}"
+        for name, row in comparison.rows.items()
+        for summary in row.get("by_seed", [row])
+        for remark in summary.get("remarks", [])
+    ]
+    lines = list(dict.fromkeys(said))
     both = [comparison.rows[name]["test"][metric] for name in (FEDERATED, CENTRALISED) if name in comparison.rows]
     if len(both) == 2 and both[0] > both[1]:
         lines.append(

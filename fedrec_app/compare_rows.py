@@ -14,9 +14,9 @@ from fedrec_app import node_data
 from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.errors import ConfigError, FedrecError, unknown
 from fedrec_app.evaluation.metrics import finalise
-from fedrec_app.local_only import local_only_sums, local_strategy
+from fedrec_app.local_only import local_only_sums, local_rounds, local_strategy
 from fedrec_app.models.closed_form import ClosedForm
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import model_class, resolved
 from fedrec_app.replicates import Draws, Replicates
 from fedrec_app.server_app import split_metrics, strategy_of
 from fedrec_app.simulate import simulate
@@ -92,7 +92,7 @@ def plan_rows(
     if local_rounds is not None and LOCAL_ONLY not in wanted:
         raise ConfigError("--local-rounds is of a row that is not asked for: add local-only to --rows")
     flat = {"evaluate.bootstrap": DRAWS, **{key: value for key, value in flat.items() if key != "output-dir"}}
-    base = Row(FEDERATED, flat, _resolved(flat), num_nodes, {})
+    base = Row(FEDERATED, flat, resolved(flat), num_nodes, {})
     if base.config.evaluate.bootstrap == 0:
         raise ConfigError(
             "evaluate.bootstrap is 0: rows are compared by bootstrap draws of users, at least 1 is needed "
@@ -171,7 +171,7 @@ def _centralised(base: Row, own: Mapping[str, Scalar]) -> Row:
         )
     shared = {key: value for key, value in base.flat.items() if not key.startswith("strategy.") or key in _TIMEOUTS}
     flat = {**shared, **({} if _is_solved(base.config) else _WHOLE), **own}
-    config = _resolved(flat)
+    config = resolved(flat)
     strategy_of(config, node_data.unbound_model(config))
     before, here = base.config.flat(), config.flat()
     differs = {key: [before[key], value] for key, value in here.items() if value != before[key]}
@@ -190,7 +190,7 @@ def _local_only(base: Row, rounds: int | None) -> Row:
         )
     rounds = min(LOCAL_ROUNDS, config.num_server_rounds) if rounds is None else rounds
     flat: dict[str, Scalar] = {**base.flat, "num-server-rounds": rounds, "train.unit": "user"}
-    here = _resolved(flat)
+    here = resolved(flat)
     local_strategy(here)
     before = {key: config.flat()[key] for key in ("num-server-rounds", "train.unit")}
     differs = {key: [value, flat[key]] for key, value in before.items() if value != flat[key]}
@@ -205,7 +205,7 @@ def _popularity(base: Row) -> Row:
     differs: dict[str, list[Any]] = {
         "num-nodes": [base.num_nodes, 1], "model.name": [base.config.model.name, POPULARITY]
     }  # fmt: skip
-    return Row(POPULARITY, flat, _resolved(flat), 1, {key: both for key, both in differs.items() if both[0] != both[1]})
+    return Row(POPULARITY, flat, resolved(flat), 1, {key: both for key, both in differs.items() if both[0] != both[1]})
 
 
 def _alone(config: RunConfig, watch: Watch) -> Judged:
@@ -222,7 +222,7 @@ def _alone(config: RunConfig, watch: Watch) -> Judged:
     found = finalise(sums, np.bincount(everybody.train.items, minlength=everybody.num_items))
     intervals = {f"ci/{name}": interval for name, interval in found.pop("ci", {}).items()}
     test, sampled = split_metrics({**found, **intervals})
-    rounds = 1 if _is_solved(config) else config.num_server_rounds
+    rounds = local_rounds(config)
     summary = {
         "status": "completed", "model": config.model.name, "strategy": config.strategy.name, "data": config.data.name,
         "protocol": config.data.protocol, "unit": "user", "num_nodes": len(everybody), "rounds": rounds,
@@ -249,8 +249,3 @@ def _is_own(key: str) -> bool:
 
 def _is_solved(config: RunConfig) -> bool:
     return issubclass(model_class(config.model.name), ClosedForm)
-
-
-def _resolved(flat: Mapping[str, Scalar]) -> RunConfig:
-    asked = RunConfig.from_flat(flat)
-    return asked.resolve(model_class(asked.model.name).recipe)

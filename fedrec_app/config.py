@@ -143,7 +143,7 @@ class RunConfig(Section, frozen=True):
             ConfigError: a key is unknown or a value does not fit; every problem is named, with the nearest match.
         """
         known = set(cls().flat())
-        problems = [unknown("setting", key, known) for key in flat if key not in known]
+        problems = [_unknown_setting(key, known) for key in flat if key not in known]
         if problems:
             raise ConfigError("; ".join(problems))
         nested: dict[str, Any] = {}
@@ -190,6 +190,13 @@ class RunConfig(Section, frozen=True):
         """Returns the settings that differ from the defaults."""
         defaults = RunConfig().flat()
         return {key: value for key, value in self.flat().items() if value != defaults[key]}
+
+
+def _unknown_setting(key: str, known: set[str]) -> str:
+    section, _, option = key.rpartition(".")
+    if section.endswith(".options") and section in known:
+        return f"unknown setting {key!r}: options are JSON, {section}='{{\"{option}\": ...}}'"
+    return unknown("setting", key, known)
 
 
 _SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy")

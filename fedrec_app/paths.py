@@ -1,8 +1,12 @@
-"""Where runs are written."""
+"""Where runs are written, and what is read from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+READ_FROM = ("data.path", "model.init-from")
+"""Settings that are paths of what is read."""
 
 
 def default_output_dir(output_dir: str) -> Path:
@@ -15,3 +19,12 @@ def default_output_dir(output_dir: str) -> Path:
         return Path.home() / ".fedrec" / "outputs"
     path = Path(output_dir).expanduser()
     return path if path.is_absolute() else Path.home() / ".fedrec" / path
+
+
+def absolute(flat: Mapping[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+    """Returns flat settings with absolute paths: Flower runs the app in a folder of its own, and files travel."""
+    found = dict(flat)
+    for key in READ_FROM:
+        if path := found.get(key):
+            found[key] = str(Path(str(path)).expanduser().absolute())
+    return found

@@ -124,6 +124,7 @@ class _File:
         shapes, types: of its arrays, as the header says them; statistics are not among them.
         item_ids: which item each row of a table is of; None where the file does not say it.
         catalog_hash: of the catalog that it was made for, "" where the file does not say it.
+        model: that it is of, "" where the file does not say it.
     """
 
     path: Path
@@ -131,12 +132,17 @@ class _File:
     types: dict[str, str]
     item_ids: tuple[str, ...] | None
     catalog_hash: str
+    model: str
 
     @classmethod
     def read(cls, location: str) -> _File:
         path = Path(location).expanduser()
-        path = path / MODEL if path.is_dir() else path
-        if not path.is_file():
+        try:
+            path = path / MODEL if path.is_dir() else path
+            there = path.is_file()
+        except OSError:  # a name that is too long for a file
+            there = False
+        if not there:
             raise StateError(
                 f"model.init-from: there is no file {path}; a safetensors file or a run's folder is expected"
             )
@@ -147,10 +153,14 @@ class _File:
                 shapes = {name: tuple(found[name].get_shape()) for name in names}
                 types = {name: str(found[name].get_dtype()) for name in names}
                 ids = unpacked_ids(stream.get_tensor(ITEM_IDS)) if ITEM_IDS in found else None
-                catalog_hash = (stream.metadata() or {}).get("catalog-hash", "")
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
+                metadata = stream.metadata() or {}
+        except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
             raise StateError(f"{path} is damaged, or is no safetensors file: {error}") from None
-        return cls(path, shapes, types, ids, catalog_hash)
+        return cls(path, shapes, types, ids, metadata.get("catalog-hash", ""), metadata.get("model", ""))
+
+    def of_another(self, model: Recommender) -> str:
+        """Returns that the file is of another model, or ""."""
+        return f"; the file is of model {self.model!r}" if self.model not in ("", model.name) else ""
 
     def array(self, name: str, expected: tuple[int, ...]) -> NDArray[np.float32]:
         """Returns an array.
@@ -181,7 +191,8 @@ def _require_shared(file: _File, model: Recommender, shared: list[str]) -> None:
                 f"{file.path}: parameter {name!r} of model {model.name!r} is private: it stays on nodes, leave it out"
             )
         if name not in shared:
-            raise StateError(f"{file.path}: {unknown(f'parameter of model {model.name!r}', name, shared)}")
+            told = unknown(f"parameter of model {model.name!r}", name, shared)
+            raise StateError(f"{file.path}: {told}{file.of_another(model)}")
     if not file.shapes:
         raise StateError(f"{file.path} has no parameters: model {model.name!r} has {', '.join(shared)}")
 

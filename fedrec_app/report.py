@@ -25,6 +25,7 @@ _SHOWN = (
     "ndcg@20",
     "recall@20",
 )
+_FEW = 3
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -100,14 +101,25 @@ def _result_lines(summary: dict[str, Any]) -> list[str]:
     return [*lines, *(f"\nNote: {remark}." for remark in summary.get("remarks", []))]
 
 
-def _cleaning_lines(summary: dict[str, Any]) -> list[str]:
-    """Returns what each cleaning rule removed, and nothing for a run that says nothing of it."""
-    cleaning = summary.get("cleaning", {"rules": {}})
-    return [
-        f"- removed by data.{rule} = {removed['value']}: {removed['users']:,} users, {removed['items']:,} items, "
+def notices(summary: dict[str, Any]) -> list[str]:
+    """Returns what a run began with, where it is not all of the data and the seed's parameters, a line each: what
+    cleaning removed, what was taken from a file, and what adapters sent before the rounds."""
+    lines = [
+        f"removed by data.{rule} = {removed['value']}: {removed['users']:,} users, {removed['items']:,} items, "
         f"{removed['interactions']:,} interactions ({removed['share_of_interactions']:.1%})"
-        for rule, removed in cleaning["rules"].items()
+        for rule, removed in summary.get("cleaning", {"rules": {}})["rules"].items()
     ]
+    if start := summary.get("init_from"):
+        missing = start["missing"]
+        named = ", ".join(missing[:_FEW]) + (", ..." if len(missing) > _FEW else "")
+        as_seeded = f"; {len(missing)} start as the seed says: {named}" if missing else ""
+        new = f"; {start['new_items']} items are not in it" if start["new_items"] else ""
+        total = start["parameters"] + len(missing)
+        lines.append(f"{start['parameters']} of {total} parameters start from {start['file']}{as_seeded}{new}")
+    if (adapters := summary.get("adapters")) and adapters["nodes_sent_base"]:
+        sent = f"{adapters['bytes_of_base'] / 1e6:.1f} MB to {adapters['nodes_sent_base']} nodes"
+        lines.append(f"sent once, before the rounds: {sent}, what stays fixed beside adapters")
+    return lines
 
 
 def _fusion_lines(summary: dict[str, Any]) -> list[str]:
@@ -167,7 +179,7 @@ def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
         f"{summary['bytes_up'] / 1e6:.1f} MB back",
         f"- updates dropped: {dropped}; users with nothing held out: {skipped}{cold}",
         f"- rows of data set aside: {summary['quarantined_rows']}",
-        *_cleaning_lines(summary),
+        *(f"- {line}" for line in notices(summary)),
     ]
 
 

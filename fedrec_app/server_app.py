@@ -27,7 +27,7 @@ from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.models.adapted import Adapted, plain_arrays, plain_hash
 from fedrec_app.models.base import Recommender, model_hash
 from fedrec_app.models.closed_form import ClosedForm
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import resolved
 from fedrec_app.paths import default_output_dir
 from fedrec_app.pretrained import Start
 from fedrec_app.records import Ask, from_record, to_record
@@ -109,7 +109,7 @@ def run_server(
         FedrecError: a setting or the data is wrong, or too few nodes fit. summary.json says "failed" and why.
     """
     asked = RunConfig.from_flat(flat)
-    config = asked.resolve(model_class(asked.model.name).recipe)
+    config = resolved(flat)
     folder = RunFolder.create(default_output_dir(config.output_dir), datetime.now())
     folder.write_config(config, run_id)
     log(INFO, "run folder: %s", folder.path)
@@ -129,7 +129,7 @@ def run_server(
         summary = _Run(config, model, start, catalog, grid, folder).execute(watchers, reads_test)
     except BaseException as error:
         folder.write_summary({"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed})
-        log(ERROR, "the run failed: %s", error)
+        log(ERROR, "the run failed: %s", str(error) or type(error).__name__)
         raise
     return RunResult(folder, summary)
 

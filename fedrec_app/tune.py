@@ -20,8 +20,9 @@ from typing import Any
 from flwr.app import Message
 
 from fedrec_app import __version__, node_data
+from fedrec_app.artifacts import MODEL
 from fedrec_app.config import DataConfig, RunConfig, Scalar, to_toml
-from fedrec_app.errors import FedrecError
+from fedrec_app.errors import FedrecError, StateError
 from fedrec_app.files import write_atomically
 from fedrec_app.server_app import OnRound
 from fedrec_app.simulate import simulate
@@ -32,6 +33,8 @@ from strategies.rounds import Progress, RoundRecord
 
 LEAST_RIVALS = 5
 """Complete trials of a model before others of it are stopped."""
+HOPELESS = 3
+"""First trials that all fail for the same reason, after which no other is begun."""
 WARM_UP = 0.1
 """Share of the rounds in which nobody is stopped."""
 
@@ -77,15 +80,19 @@ def tune(
     """
     require_optuna()
     asked = RunConfig.from_flat(fixed)
-    apart = {"data.path", "output-dir"}  # wherever it lies, data is told by its content
+    apart = {"data.path", "model.init-from", "output-dir"}  # wherever it lies, what is read is told by its content
     about = {
         "fedrec": __version__, "num-nodes": num_nodes, "seed": seed, "data": _data_hash(asked.data),
+        "start": _start_hash(asked.model.init_from),
         "settings": {key: value for key, value in asked.changed().items() if key not in apart},
         "space": space.described(),
     }  # fmt: skip
     end = time.monotonic() + timeout
     with held(path):
         study = Study.open(path, about)
+        for trial in study.trials:
+            if problem := space.problem(trial.params):
+                raise StateError(f"study {path} is damaged: in trial {trial.number} {problem}")
         while len(study.trials) < trials and time.monotonic() < end:
             params = propose(space, study.trials, seed, fixed)
             if params is None:
@@ -96,6 +103,8 @@ def tune(
                 write_best(out, study, fixed)
             if on_trial is not None:
                 on_trial(trial, study)
+            if len(study.trials) == HOPELESS and {t.reason for t in study.of_state("failed")} == {trial.reason}:
+                break
         if study.best is None:
             raise FedrecError(f"no trial completed, of {len(study.trials)}: {_reasons(study)}; see {path}")
         if out is not None:
@@ -149,7 +158,7 @@ def _tried(
     watchers: Iterable[OnRound], taps: Iterable[Callable[[Message], None]],
 ) -> Trial:  # fmt: skip
     """Returns the trial of a configuration: a run without test, whose folder is removed."""
-    folder = study.path.with_name(study.path.name + ".run")
+    folder = study.path.with_name(f".{study.path.name}.fedrec-trial")
     metric = RunConfig.from_flat(fixed).evaluate.metric
     rivals = [trial for trial in study.of_state("complete") if space.model(trial.params) == space.model(params)]
     by_round: list[tuple[int, float]] = []
@@ -198,6 +207,17 @@ def _reasons(study: Study) -> str:
     return (
         "; ".join(f"{count} times {reason}" for reason, count in counts.most_common(3)) or "there was no time for one"
     )
+
+
+def _start_hash(location: str) -> str:
+    """Returns what tells apart the files that models start from; "" without one."""
+    if not location:
+        return ""
+    path = Path(location).expanduser()
+    try:
+        return hashlib.sha256((path / MODEL if path.is_dir() else path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise StateError(f"model.init-from: cannot read {path}: {error}") from None
 
 
 def _data_hash(config: DataConfig) -> str:

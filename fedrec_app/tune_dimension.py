@@ -20,7 +20,7 @@ from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError
 
 Kind = Literal["float", "log", "int", "choice"]
-WITH_OPTIONS = ("model.options", "strategy.options", "data.options")
+WITH_OPTIONS = ("model.options", "strategy.options")
 """Settings that are JSON objects; each of their options is a dimension of its own."""
 _SECTIONS = frozenset(key.partition(".")[0] for key in RunConfig().flat() if "." in key)
 _GOLDEN = 0.6180339887
@@ -168,8 +168,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no space file {path}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        hint = 'ranges stand in quotes, "0..2", and choices are a list, ["mf", "ease"]'
+        raise ConfigError(f"{path} is not TOML: {error} (in a file {hint})") from None
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

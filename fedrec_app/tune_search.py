@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedrec_app.config import Scalar
-from fedrec_app.errors import FedrecError, StateError
+from fedrec_app.errors import FedrecError
 from fedrec_app.seeding import stream_key
 from fedrec_app.tune_dimension import Dimension
 from fedrec_app.tune_space import MODEL, Space
@@ -41,9 +41,6 @@ def propose(space: Space, done: Sequence[Trial], seed: int, fixed: Mapping[str, 
         done: the trials before.
         seed: of the search.
         fixed: settings that all trials have.
-
-    Raises:
-        StateError: a trial is not of this space.
     """
     import optuna
     from optuna.samplers import RandomSampler, TPESampler
@@ -120,11 +117,7 @@ def _coded(space: Space, model: str, params: Mapping[str, Any]) -> dict[str, Any
 
 
 def _frozen(trial: Trial, space: Space) -> Any:
-    """Returns a trial as optuna keeps it; one that failed as the worst there can be, which optuna would pass over.
-
-    Raises:
-        StateError: it is not of this space.
-    """
+    """Returns a trial as optuna keeps it; one that failed as the worst there can be, which optuna would pass over."""
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState, create_trial
 
@@ -133,8 +126,6 @@ def _frozen(trial: Trial, space: Space) -> Any:
     model = space.model(trial.params)
     kinds: dict[str, BaseDistribution] = {}
     for d in space.models.get(model, ()):
-        if d.key in trial.params and not d.holds(trial.params[d.key]):
-            raise StateError(f"trial {trial.number} has {d.key} = {trial.params[d.key]!r}, which is not in {d}")
         if d.kind == "choice":
             kinds[f"{model}/{d.key}"] = CategoricalDistribution([json.dumps(choice) for choice in d.choices])
         elif d.kind == "int":

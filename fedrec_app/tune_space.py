@@ -14,11 +14,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedrec_app.config import RunConfig, Scalar, parse_options, validate_options
-from fedrec_app.data import sources
-from fedrec_app.data.sources.base import parse_options as parse_data_options
 from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.models.closed_form import ClosedForm
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import MODELS, model_class, resolved
 from fedrec_app.node_data import unbound_model
 from fedrec_app.server_app import strategy_of
 from fedrec_app.tune_defaults import SPACES
@@ -28,9 +26,9 @@ from strategies.base import RecStrategy
 from strategies.registry import strategy_class
 
 MODEL, STRATEGY = "model.name", "strategy.name"
+_OF_DATA = "trials must share their data"
 _MEASURE = "trials would be judged by different measures"
 NOT_SEARCHED = {
-    **dict.fromkeys((key for key in RunConfig().flat() if key.startswith("data.")), "trials must share their data"),
     **dict.fromkeys(WITH_OPTIONS, "search its options one by one, each as KEY.OPTION"),
     "evaluate.metric": _MEASURE,
     "evaluate.ks": _MEASURE,
@@ -72,9 +70,23 @@ class Space:
         """Returns the model of a configuration."""
         return params.get(MODEL, next(iter(self.models)))
 
+    def problem(self, params: Mapping[str, Any]) -> str:
+        """Returns why a configuration is not one of this space, or ""."""
+        model = params.get(MODEL) if len(self.models) > 1 else next(iter(self.models))
+        if not isinstance(model, str) or model not in self.models:
+            return f"{MODEL} is {model!r}, not one of {', '.join(self.models)}"
+        dimensions = {d.key: d for d in self.models[model] if d.applies(params)}
+        expected = {*dimensions, *([MODEL] if len(self.models) > 1 else [])}
+        if odd := sorted(expected ^ set(params)):
+            return f"{odd[0]} is {'not there' if odd[0] in expected else 'not searched'}"
+        for key, dimension in dimensions.items():
+            if not dimension.holds(params[key]):
+                return f"{key} is {params[key]!r}, which is not in {dimension}"
+        return ""
+
     def start(self, model: str, fixed: Mapping[str, Scalar]) -> dict[str, Any]:
         """Returns what a model has where nobody tunes it, for every dimension that holds such a value."""
-        config = _resolved({**fixed, MODEL: model})
+        config = resolved({**fixed, MODEL: model})
         flat: dict[str, Any] = config.flat()
         for section, schema in (("model.options", model_class(model).Options), ("strategy.options", _schema(config))):
             given = options_in(flat, section)
@@ -147,7 +159,7 @@ def read_space(texts: Iterable[str], fixed: Mapping[str, Scalar]) -> Space:
 
 
 def _require_free(key: str, fixed: Mapping[str, Scalar]) -> None:
-    if why := NOT_SEARCHED.get(key):
+    if why := _OF_DATA if key.startswith("data.") else NOT_SEARCHED.get(key):
         raise ConfigError(f"{key} cannot be searched: {why.replace('KEY', key)}")
     if _is_fixed(key, fixed):
         raise ConfigError(f"{key} is in the space and set by -c: leave it out of one of them")
@@ -171,7 +183,12 @@ def _models(common: Dimensions, tables: Mapping[str, Dimensions], fixed: Mapping
     for name in names:
         model_class(name)
     if strange := [name for name in tables if name not in names]:
-        raise ConfigError(unknown("model in the space", strange[0], names))
+        if strange[0] not in MODELS.names():
+            raise ConfigError(unknown("model in the space", strange[0], MODELS.names()))
+        raise ConfigError(
+            f"the space has a table [{strange[0]}], but {MODEL} is {' or '.join(names)}: add it there, or remove the "
+            "table"
+        )
     return names
 
 
@@ -201,7 +218,7 @@ def _under(key: str, model: str, strategies: Sequence[str], fixed: Mapping[str, 
         return ()
     if section != "strategy.options":
         return tuple(strategies)
-    schemas = {s: _schema(_resolved({**_bare(fixed), MODEL: model, STRATEGY: s})) for s in strategies}
+    schemas = {s: _schema(resolved({**_bare(fixed), MODEL: model, STRATEGY: s})) for s in strategies}
     return tuple(s for s, schema in schemas.items() if schema is None or name in schema.model_fields)
 
 
@@ -233,19 +250,14 @@ def _check(dimension: Dimension, model: str, strategies: Sequence[str], fixed: M
 
 def _require_valid(flat: Mapping[str, Scalar]) -> None:
     """Refuses what settings, and the options of model, data and strategy, refuse each by itself."""
-    config = _resolved(flat)
+    config = resolved(flat)
+    unbound_model(config)
     found = model_class(config.model.name)
     validate_options(found.Options, options_in(flat, "model.options"), f"model {config.model.name!r}")
-    parse_data_options(sources.resolve(config.data.name), config.data.options)
     if schema := _schema(config):
         validate_options(schema, options_in(config.flat(), "strategy.options"), f"strategy {config.strategy.name!r}")
     elif config.strategy.name != closed_form.NAME:
         strategy_of(config, unbound_model(config))
-
-
-def _resolved(flat: Mapping[str, Scalar]) -> RunConfig:
-    asked = RunConfig.from_flat(flat)
-    return asked.resolve(model_class(asked.model.name).recipe)
 
 
 def _schema(config: RunConfig) -> type[BaseModel] | None:

@@ -9,6 +9,7 @@ ends and weighs on the next ones.)
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class Study:
             return study
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StateError(f"study {path} is damaged: {error}") from None
         if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != FORMAT:
             raise StateError(f"{path} is no study: its first line does not say {FORMAT!r}")
@@ -125,9 +126,14 @@ def held(path: Path) -> Iterator[None]:
     """Keeps other processes from the study in a file; the lock ends with the process, however that ends.
 
     Raises:
-        StateError: another process works on it.
+        StateError: another process works on it, or nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):  # what cannot be written to must not read as a lock
+            pass
+    except OSError as error:
+        raise StateError(f"cannot write study {path}: {error}") from None
     try:
         with FileLock(f"{path}.lock", timeout=0):
             yield

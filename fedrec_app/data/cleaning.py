@@ -191,7 +191,9 @@ def _core(dataset: Dataset, k: int) -> tuple[Dataset, int]:
         def is_empty(k: int) -> bool:
             return not _peel(users, items, dataset.num_users, dataset.num_items, k)[0].any()
 
-        raise DataError(f"there is no {k}-core: the largest is a {bisect_left(range(1, k), True, key=is_empty)}-core")
+        most = min(k, dataset.num_users + dataset.num_items)  # nobody has more
+        largest = bisect_left(range(1, most), True, key=is_empty)
+        raise DataError(f"there is no {k}-core: the largest is a {largest}-core")
     rows = keep_users[dataset.user_codes] & keep_items[dataset.item_codes]
     return _restricted(dataset, keep_users, rows, keep_items)[0], rounds
 

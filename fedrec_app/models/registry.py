@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fedrec_app.config import ModelConfig, parse_options, validate_options
+from collections.abc import Mapping
+
+from fedrec_app.config import ModelConfig, RunConfig, parse_options, validate_options
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Recommender
 from fedrec_app.plugins import Registry, plug_in_code
@@ -27,6 +29,16 @@ def model_class(name: str) -> type[Recommender]:
         ConfigError: no such model, or the class found is not a Recommender; see `Registry.find`.
     """
     return MODELS.find(name)
+
+
+def resolved(flat: Mapping[str, object]) -> RunConfig:
+    """Returns the configuration of flat settings, with the model's own value wherever they say "auto".
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no such model.
+    """
+    asked = RunConfig.from_flat(flat)
+    return asked.resolve(model_class(asked.model.name).recipe)
 
 
 def make_model(config: ModelConfig) -> Recommender:

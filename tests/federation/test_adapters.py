@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
 from safetensors.numpy import load_file, save_file
 
 from fedrec_app import base_transfer, client_app, node_data, pretrained, report
-from fedrec_app.base_transfer import BASE
+from fedrec_app.base_transfer import BASE, WithBase
 from fedrec_app.client import ARRAYS_IN, Node, RecommenderClient
-from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.finished import FinishedRun
 from fedrec_app.fusion import fuse
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.models.adapted import Adapted
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import resolved
 from fedrec_app.recommend import recommend
 from fedrec_app.records import ARRAYS, CONFIG, DELTA, Arrays, Ask, from_record, to_record
 from fedrec_app.server_app import RunResult
@@ -55,11 +57,6 @@ def settings(output_dir: Path, model: str, **more: Any) -> dict[str, Any]:
         "output-dir": str(output_dir), "data.options": SMALL, "num-server-rounds": 2, "evaluate.bootstrap": 0,
         "evaluate.every": 2, "privacy.min-cohort": 1, "train.adapter-rank": RANK, **MODELS[model], **more,
     }  # fmt: skip
-
-
-def resolved(flat: dict[str, Any]) -> RunConfig:
-    asked = RunConfig.from_flat(flat)
-    return asked.resolve(model_class(asked.model.name).recipe)
 
 
 def parameters(result: RunResult) -> Arrays:
@@ -278,16 +275,38 @@ def test_a_node_that_was_not_sent_the_base_answers_with_an_error_and_a_plain_nod
     assert "model 'mf' of this run has no adapters" in reply.error.reason
 
 
-def test_nodes_keep_the_bases_of_the_last_runs_only(tmp_path: Path) -> None:
+def test_nodes_keep_the_bases_of_the_last_runs_and_those_in_use(tmp_path: Path) -> None:
     flat = settings(tmp_path, "mf")
     node = RecommenderClient(resolved(flat), Node(0, 2, tmp_path / "nodes", durable=False))
-    own, digests = start_of(flat).base, []
-    for number in range(6):
+    own, folder, digests = start_of(flat).base, tmp_path / "nodes" / "bases", []
+
+    def keep(number: int, hours_ago: float) -> None:
         arrays = {**own.arrays(), "start/item_embedding": np.full((90, 16), number, dtype=np.float32)}
         base = type(own).from_arrays(arrays, own)
         node.keep_base(arrays, {Ask.BASE_HASH: base.digest})
         digests.append(base.digest)
-    assert {path.stem for path in (tmp_path / "nodes" / "bases").iterdir()} == set(digests[-4:])
+        then = time.time() - 3600 * hours_ago
+        os.utime(folder / f"{base.digest}.safetensors", (then, then))
+
+    for number in range(5):
+        keep(number, 40 - number)
+    node.get_properties({Ask.BASE_HASH: digests[1]})  # of a run that goes on
+    keep(5, 20)
+    assert {path.stem for path in folder.iterdir()} == {digests[at] for at in (1, 3, 4, 5)}
+    for number in range(6, 9):
+        keep(number, 1)
+    assert {path.stem for path in folder.iterdir()} == {digests[at] for at in (1, 5, 6, 7, 8)}, "used within a day"
+
+
+def test_an_answer_to_the_roll_call_that_says_nothing_is_handed_on(tmp_path: Path) -> None:
+    class Mute:
+        def send_and_receive(self, messages: list[Message], timeout: float | None = None) -> list[Message]:
+            return [Message(RecordDict(), reply_to=message) for message in messages]
+
+    grid = WithBase(cast(Grid, Mute()), start_of(settings(tmp_path, "mf")).base)
+    (reply,) = grid.send_and_receive([Message(RecordDict(), 7, MessageType.QUERY)])
+    assert not reply.content.config_records
+    assert grid.nodes == 0
 
 
 def test_stock_strategies_train_adapters_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import save, save_file
 from fedrec_app.artifacts import Made, RunFolder
 from fedrec_app.config import RunConfig, parse_overrides
 from fedrec_app.errors import ConfigError, FedrecError, StateError
-from fedrec_app.report import plot_curves, result_rows, write_report
+from fedrec_app.report import notices, plot_curves, result_rows, write_report
 from fedrec_app.simulate import simulate
 from tests.small import SMALL
 
@@ -316,3 +316,16 @@ def test_without_matplotlib_the_report_says_so_and_has_no_pictures(run: RunFolde
     assert "curves.png" not in text
     assert "| ndcg@10 |" in text
     assert not (copy.path / "curves.png").exists()
+
+
+def test_what_a_run_began_with_is_told() -> None:
+    rule = {"value": 5, "users": 3, "items": 1200, "interactions": 40, "share_of_interactions": 0.25, "rounds": 2}
+    start = {"file": "a/model.safetensors", "parameters": 1, "missing": ["b", "c", "d", "e"], "new_items": 2}
+    adapters = {"nodes_sent_base": 4, "bytes_of_base": 3_477_312}
+    assert notices({"cleaning": {"rules": {"k-core": rule}}, "init_from": start, "adapters": adapters}) == [
+        "removed by data.k-core = 5: 3 users, 1,200 items, 40 interactions (25.0%)",
+        "1 of 5 parameters start from a/model.safetensors; 4 start as the seed says: b, c, d, ...; "
+        "2 items are not in it",
+        "sent once, before the rounds: 3.5 MB to 4 nodes, what stays fixed beside adapters",
+    ]
+    assert notices({"adapters": {"nodes_sent_base": 0, "bytes_of_base": 0}}) == []

@@ -210,6 +210,16 @@ def test_the_documented_commands_are_there() -> None:
     assert documented <= set(every_command())
 
 
+def test_what_data_clean_prints_runs_on_what_is_left(fedrec: Fedrec, tmp_path: Path) -> None:
+    code, printed, _ = fedrec("data", "clean", "synthetic", "--options", SMALL, "--k-core", "5", "--out", "clean")
+    command = printed.split()
+    assert (code, command[:3]) == (0, ["fedrec", "simulate", "-c"])
+    code, said, _ = fedrec(*command[1:], "-c", "num-server-rounds=1 data.k-core=5", "--json")
+    summary = json.loads(said.splitlines()[-1])
+    assert code == 0
+    assert summary["cleaning"]["before"] == summary["cleaning"]["after"]
+
+
 def test_the_version_is_the_packages(fedrec: Fedrec) -> None:
     assert fedrec("--version")[:2] == (0, f"{__version__}\n")
 

@@ -68,7 +68,7 @@ def test_values_are_ranges_or_choices(text: str, expected: Dimension) -> None:
         ("train.learning-rte=log:1e-3..1", {}, "unknown setting 'train.learning-rte'.*mean 'train.learning-rate'"),
         ("model.options.recncy=0..1", {}, "unknown option of model 'mf' 'recncy'.*did you mean 'recency'"),
         ("strategy.options.tua=0..1", {}, "unknown option of strategy 'fedadam' 'tua'.*did you mean 'tau'"),
-        ("data.options.num_user=int:1..2", {}, "unknown option of dataset 'synthetic' 'num_user'"),
+        ("data.options.num_user=int:1..2", {}, "num_user cannot be searched: trials must share their data"),
         ("train.learning-rate=0..1", {}, r"train.learning-rate is 0.0\.\.1.0 in the space: .* must be greater than 0"),
         ("model.options.recency=-1..1", {}, "recency is -1.0: must be greater than or equal to 0"),
         ("train.local-epochs=1..4", {}, r"must be a valid integer.*whole numbers are written int:1\.\.4"),
@@ -330,14 +330,14 @@ def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     path = tmp_path / "s.jsonl"
     assert len(path.read_text().splitlines()) == 1 + 2
-    assert (tmp_path / "s.jsonl.run").is_dir(), "it died in the middle of its third trial"
+    assert (tmp_path / ".s.jsonl.fedrec-trial").is_dir(), "it died in the middle of its third trial"
     assert "trial" in (tmp_path / "best.toml").read_text()
 
     space = read_space([LAMBDA], EASE)
     rounds: list[int] = []
     went_on = tune(EASE, space, 2, path, 5, watchers=[lambda record, *rest: rounds.append(record.round)])
     assert len(rounds) == 3, "only what was left is run"
-    assert not (tmp_path / "s.jsonl.run").exists()
+    assert not (tmp_path / ".s.jsonl.fedrec-trial").exists()
     assert tried(went_on) == tried(tune(EASE, space, 2, tmp_path / "whole", 5))
 
 
@@ -376,10 +376,22 @@ def test_a_damaged_study_is_refused(tmp_path: Path, line: str, says: str) -> Non
         Study.open(path, {"seed": 0})
 
 
-def test_a_trial_that_is_not_of_the_space_is_refused() -> None:
-    space = read_space([LAMBDA], EASE)
-    with pytest.raises(StateError, match=r"trial 0 has model.options.regularization = 5000, which is not in log:1.0"):
-        propose(space, [trial(0, {"model.options.regularization": 5000}, 0.1)], 0, EASE)
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"model.options.regularization": 5000}, r"model.options.regularization is 5000, which is not in log:1.0"),
+        ({}, "model.options.regularization is not there"),
+        ({"model.options.regularization": 50.0, "foo": [1]}, "foo is not searched"),
+    ],
+)
+def test_a_trial_that_is_not_of_the_space_is_refused(tmp_path: Path, params: dict[str, Any], says: str) -> None:
+    space, path = read_space([LAMBDA], EASE), tmp_path / "s"
+    tune(EASE, space, 2, path, 1)
+    head, line = path.read_text().splitlines()
+    path.write_text(f"{head}\n{json.dumps({**json.loads(line), 'params': params})}\n")
+    with pytest.raises(StateError, match=rf"study .* is damaged: in trial 0 {says}"):
+        tune(EASE, space, 2, path, 2, out=tmp_path / "best.toml")
+    assert not (tmp_path / "best.toml").exists()
 
 
 def test_one_process_at_a_time_works_on_a_study(tmp_path: Path) -> None:
