@@ -80,11 +80,17 @@ def tune(
     searched: Space = read_space(space or [], fixed)
     _show_space(searched.described(), searched.origins)
     path = study or out.with_suffix(".study.jsonl")
-    with _bar(trials, config.evaluate.metric) as (on_round, on_trial):
-        done = run_study(
-            fixed, searched, num_nodes, path, trials, seed=seed, timeout=timeout, out=out, on_trial=on_trial,
-            watchers=[on_round],
-        )  # fmt: skip
+    if path.exists():
+        _say(f"going on with study {path}")
+    try:
+        with _bar(trials, config.evaluate.metric) as (on_round, on_trial):
+            done = run_study(
+                fixed, searched, num_nodes, path, trials, seed=seed, timeout=timeout, out=out, on_trial=on_trial,
+                watchers=[on_round],
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        _say(f"stopped: the same command goes on with the trials in {path}")
+        raise
     found = {
         "study": str(path), "out": str(out), "metric": config.evaluate.metric, **dict(done.about),
         "best": done.best.model_dump() if done.best else None, "settings": parse_overrides([str(out)]),
@@ -93,15 +99,19 @@ def tune(
     }  # fmt: skip
     picture = _picture(found, out.with_suffix(".png"))
     _show(found, trials, timeout < math.inf)
-    stderr.print(f"best configuration: {out}; study: {path}; {picture}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"best configuration: {out}; study: {path}; {picture}")
     if as_json:
         print(json.dumps(found))
+
+
+def _say(text: str) -> None:
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_space(described: dict[str, dict[str, str]], origins: Any) -> None:
     for model, dimensions in described.items():
         text = ", ".join(f"{key} = {values}" for key, values in dimensions.items()) or "nothing"
-        stderr.print(f"{model}, {origins[model]}: {text}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"{model}, {origins[model]}: {text}")
 
 
 @contextmanager

@@ -249,16 +249,7 @@ def _restricted(
     if items is not None and not items.all():
         kept = np.flatnonzero(items)
         catalog = Catalog(tuple(catalog.item_ids[item] for item in kept), catalog.features.iloc[kept])
-    table = dataset.interactions.table.loc[rows].reset_index(drop=True)
-    report = replace(
-        dataset.report,
-        rows_kept=len(table),
-        users_dropped=dataset.report.users_dropped + int((~users).sum()),
-        rows_dropped=dataset.report.rows_dropped + int((~rows).sum()),
-    )
-    interactions = replace(dataset.interactions, table=table)
-    left = Dataset.of(interactions, catalog, dataset.users.loc[users], dataset.friends, report, dataset.quarantine)
-    return left, 1
+    return dataset.restricted(users, rows, catalog), 1
 
 
 def _require_seconds(dataset: Dataset) -> None:

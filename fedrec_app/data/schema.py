@@ -226,16 +226,25 @@ class Dataset:
             return self
         if not keep.any():
             raise DataError(f"no user has {minimum} interactions: the most is {int(counts.max())}")
-        rows = keep[self.user_codes]
+        return self.restricted(keep, keep[self.user_codes], self.catalog)
+
+    def restricted(self, users: NDArray[np.bool_], rows: NDArray[np.bool_], catalog: Catalog) -> Dataset:
+        """Returns the data set of some users and rows; the report counts what went.
+
+        Args:
+            users: (num_users,) who stays: everybody whose rows do.
+            rows: (num_rows,) which interactions stay.
+            catalog: the items that stay: all whose rows do.
+        """
         table = self.interactions.table.loc[rows].reset_index(drop=True)
         report = replace(
             self.report,
             rows_kept=len(table),
-            users_dropped=self.report.users_dropped + int((~keep).sum()),
+            users_dropped=self.report.users_dropped + int((~users).sum()),
             rows_dropped=self.report.rows_dropped + int((~rows).sum()),
         )
         interactions = replace(self.interactions, table=table)
-        return Dataset.of(interactions, self.catalog, self.users.loc[keep], self.friends, report, self.quarantine)
+        return Dataset.of(interactions, catalog, self.users.loc[users], self.friends, report, self.quarantine)
 
 
 def _edges_inside(friends: pd.DataFrame, user_ids: pd.Index) -> pd.DataFrame:
