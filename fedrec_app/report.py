@@ -102,8 +102,8 @@ def _result_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def notices(summary: dict[str, Any]) -> list[str]:
-    """Returns what a run began with, where it is not all of the data and the seed's parameters, a line each: what
-    cleaning removed, what was taken from a file, and what adapters sent before the rounds."""
+    """Returns what else a reader of the figures should know, a line each: what cleaning removed, what was taken from a
+    file, what adapters sent before the rounds, and whose sampled negatives are too few."""
     lines = [
         f"removed by data.{rule} = {removed['value']}: {removed['users']:,} users, {removed['items']:,} items, "
         f"{removed['interactions']:,} interactions ({removed['share_of_interactions']:.1%})"
@@ -119,6 +119,9 @@ def notices(summary: dict[str, Any]) -> list[str]:
     if (adapters := summary.get("adapters")) and adapters["nodes_sent_base"]:
         sent = f"{adapters['bytes_of_base'] / 1e6:.1f} MB to {adapters['nodes_sent_base']} nodes"
         lines.append(f"sent once, before the rounds: {sent}, what stays fixed beside adapters")
+    if short := summary.get("test", {}).get("num_short_negatives", 0):
+        users = summary["test"]["num_users"]
+        lines.append(f"{short} of {users} users have fewer than 99 items to draw negatives from: all of them are taken")
     return lines
 
 

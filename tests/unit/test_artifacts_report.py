@@ -328,4 +328,7 @@ def test_what_a_run_began_with_is_told() -> None:
         "2 items are not in it",
         "sent once, before the rounds: 3.5 MB to 4 nodes, what stays fixed beside adapters",
     ]
-    assert notices({"adapters": {"nodes_sent_base": 0, "bytes_of_base": 0}}) == []
+    assert notices({"adapters": {"nodes_sent_base": 0, "bytes_of_base": 0}, "test": {"num_short_negatives": 0}}) == []
+    assert notices({"test": {"num_short_negatives": 3, "num_users": 18}}) == [
+        "3 of 18 users have fewer than 99 items to draw negatives from: all of them are taken"
+    ]
