@@ -25,7 +25,9 @@ Both rows have the shipped settings: two blocks, d = 64, the last 50 items, full
 schedule over all rounds, two local epochs a round; a longer history is cut at a random place in seven of ten epochs.
 One node with everybody is plain centralised training: eight times the steps a round, so it is at its best within twelve
 rounds and overfits from there. On validation, which chose the rounds, it is below the federated model, on test above
-it; the interval of the difference holds zero. Its rate and dropout were not tuned for it.
+it; the interval of the difference holds zero. Its rate and dropout were not tuned for it. The aim was 97 % of it: met
+among 99 negatives, not in full ranking. Tried for the federated row and not better on validation, with one seed: a
+constant schedule, dropout of .3 and .4, one and three local epochs.
 """
 
 
@@ -79,13 +81,23 @@ def _spread(values: list[float]) -> str:
 
 
 def _compared(federated: list[Finished], centralised: list[Finished]) -> str:
-    """Returns by how much test NDCG@10 differs, draw by draw of users, means over seeds."""
-    means = [statistics.mean(run.summary["test"]["ndcg@10"] for run in runs) for runs in (federated, centralised)]
+    """Returns the shares of the centralised test metrics, and by how much NDCG@10 differs, draw by draw of users, means
+    over seeds."""
+
+    def mean(runs: list[Finished], part: str, metric: str) -> float:
+        return statistics.mean(run.summary[part][metric] for run in runs)
+
+    shares = [
+        f"{mean(federated, part, metric) / mean(centralised, part, metric):.1%} of {metric}, {told}"
+        for part, told in (("test", "full"), ("sampled", "99 negatives"))
+        for metric in ("hr@10", "ndcg@10")
+    ]
     draws = [
         [statistics.mean(draw) for draw in zip(*(run.replicates for run in runs), strict=True)]
         for runs in (federated, centralised)
     ]
+    difference = mean(federated, "test", "ndcg@10") - mean(centralised, "test", "ndcg@10")
     return (
-        f"Federated has {means[0] / means[1]:.0%} of the centralised test NDCG@10 (full ranking); paired difference "
-        f"{gap(means[0] - means[1], *draws)}, 95 % interval over users, means over seeds."
+        f"Federated has {'; '.join(shares)}. Paired difference of NDCG@10, full ranking: "
+        f"{gap(difference, *draws)}, 95 % interval over users, means over seeds."
     )

@@ -192,8 +192,8 @@ def test_eight_nodes_are_compared_with_one_seed_by_seed_and_draw_by_draw(
     text = scripts.sequences.sequences(scripts.runs.Runs(TINY))
     cells = "| .500 (.500 to .500) | .200 (.100 to .300) | .100 (.050 to .150) | .200 (.100 to .300) "
     assert f"| `sasrec`, 8 nodes {cells}| .100 (.050 to .150) | 4, 4, 4 | 2.5 |" in text
-    assert "Federated has 67% of the centralised test NDCG@10" in text
-    assert "paired difference -0.0500 (-0.1000 to -0.1000)" in text
+    assert "Federated has 66.7% of hr@10, full; 66.7% of ndcg@10, full; 66.7% of hr@10, 99 negatives; 66.7%" in text
+    assert "Paired difference of NDCG@10, full ranking: -0.0500 (-0.1000 to -0.1000)" in text
 
 
 def test_adapters_are_compared_with_the_plain_bytes(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
