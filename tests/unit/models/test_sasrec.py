@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import opacus
 import pytest
 import torch
 from pydantic import ValidationError
@@ -240,13 +241,13 @@ def test_gradients_of_each_user_by_opacus_equal_those_by_vmap() -> None:
     packed = Packed(8, model.options)
     bind(packed, catalog(10), None, seed=1)
     packed.load_state_dict(model.state_dict())
-    hooked = pytest.importorskip("opacus").GradSampleModule(packed, loss_reduction="sum")
+    hooked = opacus.GradSampleModule(packed, loss_reduction="sum")
     hooked(Packed.pack(batch)).sum().backward()
     for name, parameter in packed.named_parameters():
         np.testing.assert_allclose(parameter.grad_sample, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_opacus_cannot_hook_a_model_that_is_given_a_dictionary() -> None:
-    opacus, model = pytest.importorskip("opacus"), make()
+    model = make()
     with pytest.raises(AttributeError, match="'dict' object has no attribute 'detach'"):
         opacus.GradSampleModule(model, loss_reduction="sum")(batch_of(model, LISTS))
