@@ -18,7 +18,6 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.supercore.run import Run
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -26,6 +25,7 @@ from fedrec_app.errors import FedrecError, StateError
 from fedrec_app.files import write_atomically
 from fedrec_app.models.adapted import Base
 from fedrec_app.node_data import Kept
+from fedrec_app.passed_grid import PassedGrid
 from fedrec_app.records import CONFIG, Arrays, Ask, num_bytes, to_record
 
 BASE = "base"
@@ -117,7 +117,7 @@ def _from_file(path: Path, own: Base) -> Base:
 _read: Kept[Base] = Kept(_from_file, 2, lambda base: 1)
 
 
-class WithBase(Grid):
+class WithBase(PassedGrid):
     """A grid that tells every node which base the run has, and sends it to those that answer the roll-call without it.
 
     Args:
@@ -130,7 +130,8 @@ class WithBase(Grid):
     """
 
     def __init__(self, grid: Grid, base: Base) -> None:
-        self._grid, self._base = grid, base
+        super().__init__(grid)
+        self._base = base
         self.nodes = self.bytes_down = 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -138,7 +139,7 @@ class WithBase(Grid):
         replies, missing = [], []
         told = self._told(messages)
         sent = {message.metadata.dst_node_id: message for message in told}
-        for reply in self._grid.send_and_receive(told, timeout=timeout):
+        for reply in super().send_and_receive(told, timeout=timeout):
             message = sent.get(reply.metadata.src_node_id)
             (replies if message is None or self._is_served(message, reply) else missing).append(reply)
         if missing:
@@ -151,7 +152,7 @@ class WithBase(Grid):
             self.nodes += len(again)
             self.bytes_down += sum(num_bytes(message.content) for message in again)
             log(INFO, "%s nodes are sent the base of the adapters, %s bytes in all", len(again), self.bytes_down)
-            replies += self._grid.send_and_receive(again, timeout=timeout)
+            replies += super().send_and_receive(again, timeout=timeout)
         return replies
 
     def _is_served(self, message: Message, reply: Message) -> bool:
@@ -169,29 +170,6 @@ class WithBase(Grid):
             message.content.config_records[CONFIG][Ask.BASE_HASH] = self._base.digest
         return told
 
-    def get_node_ids(self) -> Iterable[int]:
-        """Returns the ids of all nodes."""
-        return self._grid.get_node_ids()
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Sends messages and returns their ids."""
-        return self._grid.push_messages(self._told(messages))
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies that have come."""
-        return self._grid.pull_messages(message_ids)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Returns a message."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def set_run(self, run: Run) -> None:
-        """Hands the run on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
+        return super().push_messages(self._told(messages))

@@ -24,6 +24,7 @@ from fedrec_app.cli_model import model_commands
 from fedrec_app.cli_strategy import strategy_commands
 from fedrec_app.cli_tune import add_tune
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.console import say
 from fedrec_app.errors import FedrecError
 from fedrec_app.paths import absolute, default_output_dir
 
@@ -206,7 +207,7 @@ def show_result(folder: RunFolder, as_json: bool) -> None:
         table.add_row(*row)
     stderr.print(table)
     for line in notices(summary):
-        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     stderr.print(f"report: {folder.path / 'report.md'}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(summary))

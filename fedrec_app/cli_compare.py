@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +17,9 @@ from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.console import say
 from fedrec_app.errors import StateError
+from fedrec_app.files import require_writable
 from fedrec_app.paths import default_output_dir
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ def add_compare(commands: typer.Typer, preflight: Preflight) -> None:
         for row in planned:
             if row.differs:
                 changed = ", ".join(f"{key} = {here}" for key, (_, here) in row.differs.items())
-                _say(f"{row.name} differs from the federated row in: {changed}")
+                say(f"{row.name} differs from the federated row in: {changed}")
         folder = _folder(out, str(flat.get("output-dir", "")))
         with _bars() as watch:
             found = compare_rows(planned, folder, seeds, watch)
         report = write_comparison(found)
         _show(found)
-        _say(f"report: {report}")
+        say(f"report: {report}")
         if as_json:
             print(json.dumps(found.to_json()))
 
@@ -99,9 +100,7 @@ def _folder(out: Path | None, output_dir: str) -> Path:
     if (folder / "compare.json").exists():
         raise StateError(f"--out {out} holds a comparison already: name another folder, or remove that one")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
+        require_writable(folder)
     except OSError as error:
         raise StateError(f"cannot write to --out {out}: {error}") from None
     return folder
@@ -127,17 +126,15 @@ def _bars() -> Iterator[Callable[[str, int, int, int, str], None]]:
 
 
 def _show(found: Comparison) -> None:
-    from fedrec_app.compare_report import differences, figures, remarks, title, warning
+    from fedrec_app.compare_report import differences, figures_by_label, remarks, title, warning
 
     table = Table(title=title(found))
     if text := warning(found):
         table.caption = f"[bold red]{text}[/]"
     table.add_column("")
-    shown = {name: figures(summary, found.about["metric"]) for name, summary in found.rows.items()}
-    for name in shown:
+    for name in found.rows:
         table.add_column(name, justify="right")
-    for label in dict.fromkeys(figure.label for row in shown.values() for figure in row):
-        cells = [next((figure for figure in row if figure.label == label), None) for row in shown.values()]
+    for label, cells in figures_by_label(found):
         lines = ["-" if cell is None else f"{cell.value}\n[dim]{cell.interval}[/]".rstrip() for cell in cells]
         table.add_row(label, *(line.removesuffix("\n[dim][/]") for line in lines))
     stderr.print(table)
@@ -155,8 +152,4 @@ def _show(found: Comparison) -> None:
     if found.differences:
         stderr.print(pairs)
     for remark in remarks(found):
-        _say(f"note: {remark}")
-
-
-def _say(text: str) -> None:
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {remark}")

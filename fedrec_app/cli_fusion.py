@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
+from fedrec_app.console import say
 from fedrec_app.errors import ConfigError
 from fedrec_app.paths import default_output_dir
 
@@ -74,7 +75,7 @@ def ensemble(
     runs = [FinishedRun.read(folder) for folder in _distinct(run)]
     found = evaluate_ensemble(runs, fusion or None, parse_weights(weights))
     for line in found["warnings"]:
-        stderr.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {line}")
     title = f"{found['fusion']} fusion, weights {found['weighting']}"
     _show(title, found["metric"], found["candidates"], found["runs"], found)
     if as_json:
@@ -138,7 +139,7 @@ def _show(
     title: str, metric: str, candidates: list[dict[str, Any]], runs: list[dict[str, Any]], ours: dict[str, Any]
 ) -> None:
     judged = "; ".join(f"{_name(c)} {c['validation']:.4f}" for c in candidates)
-    stderr.print(f"{metric} on validation: {judged}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{metric} on validation: {judged}")
     hit = f"hr@{metric.split('@')[1]}"
     columns = [*dict.fromkeys((hit, metric))]
     table = Table(title=f"{title}; test read once, full ranking and 99 negatives")
@@ -152,7 +153,7 @@ def _show(
         table.add_row(_label(line), *("-" if number is None else f"{number:.4f}" for number in numbers))
     stderr.print(table)
     if sentence := best_alone(metric, runs, ours["validation"], len(candidates) > 1):
-        stderr.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        say(sentence)
 
 
 def _label(line: dict[str, Any]) -> str:

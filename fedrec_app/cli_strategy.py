@@ -9,6 +9,7 @@ import typer
 
 from fedrec_app.cli_check import class_at, show_report
 from fedrec_app.cli_plugins import add_list, stderr, stdout
+from fedrec_app.console import say
 from fedrec_app.errors import ConfigError
 from fedrec_app.plugins import Registry
 
@@ -63,7 +64,7 @@ def new(
     # Absolute: of a bare name pip would fetch somebody else's package.
     then = f"next: pip install -e {folder.absolute()} && fedrec strategy check {name}"
     for line in (then, f"its class is named in two places: {' and '.join(named_in(name))}"):
-        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def strategy_at(path: str) -> type[RecStrategy]:
@@ -85,7 +86,7 @@ def strategy_at(path: str) -> type[RecStrategy]:
     for part in PARTS.values():
         if issubclass(found, part.base):
             said = f"{found.__name__} is of the kind {part.kind!r}: the kit gets a strategy that is plain but for it"
-            stderr.print(said, markup=False, highlight=False, soft_wrap=True)
+            say(said)
             return plain_but_for(found)
     if not issubclass(found, RecStrategy):
         raise ConfigError(f"{path!r} is {found.__name__}, no fedrec_app.api.RecStrategy: the kit cannot check it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.config import RunConfig, parse_overrides
+from fedrec_app.console import say
 from fedrec_app.errors import ConfigError, StateError
+from fedrec_app.files import require_writable
 from fedrec_app.paths import absolute
 
-stdout, stderr = Console(), Console(stderr=True)
+stderr = Console(stderr=True)
 _SHOWN = 8
 
 
@@ -66,9 +67,7 @@ def tune(
     if out.suffix != ".toml":
         raise ConfigError(f"--out is {str(out)!r}: a name that ends in .toml is expected, as -c takes no other file")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent):
-            pass
+        require_writable(out.parent)
     except OSError as error:
         raise StateError(f"cannot write to --out {out}: {error}") from None
     if out.is_dir():
@@ -81,7 +80,7 @@ def tune(
     _show_space(searched.described(), searched.origins)
     path = study or out.with_suffix(".study.jsonl")
     if path.exists():
-        _say(f"going on with study {path}")
+        say(f"going on with study {path}")
     try:
         with _bar(trials, config.evaluate.metric) as (on_round, on_trial):
             done = run_study(
@@ -89,7 +88,7 @@ def tune(
                 watchers=[on_round],
             )  # fmt: skip
     except KeyboardInterrupt:
-        _say(f"stopped: the same command goes on with the trials in {path}")
+        say(f"stopped: the same command goes on with the trials in {path}")
         raise
     found = {
         "study": str(path), "out": str(out), "metric": config.evaluate.metric, **dict(done.about),
@@ -99,19 +98,15 @@ def tune(
     }  # fmt: skip
     picture = _picture(found, out.with_suffix(".png"))
     _show(found, trials, timeout < math.inf)
-    _say(f"best configuration: {out}; study: {path}; {picture}")
+    say(f"best configuration: {out}; study: {path}; {picture}")
     if as_json:
         print(json.dumps(found))
-
-
-def _say(text: str) -> None:
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_space(described: dict[str, dict[str, str]], origins: Any) -> None:
     for model, dimensions in described.items():
         text = ", ".join(f"{key} = {values}" for key, values in dimensions.items()) or "nothing"
-        _say(f"{model}, {origins[model]}: {text}")
+        say(f"{model}, {origins[model]}: {text}")
 
 
 @contextmanager
@@ -159,7 +154,7 @@ def _show(found: dict[str, Any], wanted: int, limited: bool) -> None:
         shares = ", ".join(f"{name} {share:.2f}" for name, share in found["importances"].items())
         lines.append(f"importance: {shares}")
     for line in lines:
-        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _short(value: Any) -> str:

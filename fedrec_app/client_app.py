@@ -22,7 +22,7 @@ from fedrec_app.base_transfer import BASE
 from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
 from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.errors import ConfigError, DataError, FedrecError
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import resolved
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import (
     ARRAYS,
@@ -133,8 +133,8 @@ def client_for(context: Context) -> RecommenderClient:
 @lru_cache(maxsize=8)
 def _run(flat: tuple[tuple[str, Scalar], ...]) -> tuple[RunConfig, Path]:
     """Returns the settings of a run, and where a simulation keeps the state of its nodes."""
-    config = RunConfig.from_flat(dict(flat))
-    return config.resolve(model_class(config.model.name).recipe), default_output_dir(config.output_dir) / "nodes"
+    config = resolved(dict(flat))
+    return config, default_output_dir(config.output_dir) / "nodes"
 
 
 def _received(message: Message) -> tuple[list[Any], dict[str, Any]]:

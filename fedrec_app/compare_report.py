@@ -63,6 +63,13 @@ def figures(summary: dict[str, Any], metric: str) -> list[Figure]:
     return [*found, Figure("MB down", f"{down:.1f}"), Figure("MB up", f"{up:.1f}")]
 
 
+def figures_by_label(comparison: Comparison) -> Iterator[tuple[str, list[Figure | None]]]:
+    """Yields a label, and what it is of each row: None of a row that has no such figure."""
+    rows = [figures(summary, comparison.about["metric"]) for summary in comparison.rows.values()]
+    for label in dict.fromkeys(figure.label for row in rows for figure in row):
+        yield label, [next((figure for figure in row if figure.label == label), None) for row in rows]
+
+
 def differences(comparison: Comparison) -> Iterator[tuple[str, str, str, str, str, str]]:
     """Yields (rows, metric, difference, 95 % interval, p, range over seeds) of any two rows in each metric."""
     for pair in comparison.differences:
@@ -130,11 +137,9 @@ def write_comparison(comparison: Comparison) -> Path:
     Args:
         comparison: one that is complete.
     """
-    metric = comparison.about["metric"]
-    shown = {name: figures(summary, metric) for name, summary in comparison.rows.items()}
-    labels = list(dict.fromkeys(figure.label for row in shown.values() for figure in row))
+    shown = [[label, *map(_cell, cells)] for label, cells in figures_by_label(comparison)]
     lines = [f"# {title(comparison)}", "", *([f"**{warning(comparison)}**", ""] if warning(comparison) else [])]
-    lines += _table(("", *shown), [[label, *(_cell(row, label) for row in shown.values())] for label in labels])
+    lines += _table(("", *comparison.rows), shown)
     lines += [f"\n{remark[0].upper()}{remark[1:]}." for remark in remarks(comparison)]
     pairs = list(differences(comparison))
     if pairs:
@@ -206,8 +211,7 @@ def _figure(label: str, part: dict[str, Any], name: str) -> Figure:
     return Figure(label, "-" if value is None else f"{value:.4f}", text)
 
 
-def _cell(row: Sequence[Figure], label: str) -> str:
-    found = next((figure for figure in row if figure.label == label), None)
+def _cell(found: Figure | None) -> str:
     if found is None:
         return "-"
     return f"{found.value} ({found.interval})" if found.interval else found.value

@@ -7,6 +7,17 @@ import tempfile
 from pathlib import Path
 
 
+def require_writable(folder: Path) -> None:
+    """Makes a folder, and tries a file in it.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder):
+        pass
+
+
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Writes a file by way of a temporary one in the same folder and a rename.
 

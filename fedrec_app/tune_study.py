@@ -9,7 +9,6 @@ ends and weighs on the next ones.)
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedrec_app.errors import StateError
-from fedrec_app.files import write_atomically
+from fedrec_app.files import require_writable, write_atomically
 from fedrec_app.options import readable
 
 FORMAT = "fedrec-study/1"
@@ -129,9 +128,7 @@ def held(path: Path) -> Iterator[None]:
         StateError: another process works on it, or nothing can be written there.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):  # what cannot be written to must not read as a lock
-            pass
+        require_writable(path.parent)  # else it would read as a lock
     except OSError as error:
         raise StateError(f"cannot write study {path}: {error}") from None
     try:

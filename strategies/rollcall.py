@@ -13,10 +13,10 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedrec_app.errors import FedrecError
+from fedrec_app.passed_grid import PassedGrid
 from fedrec_app.records import ARRAYS, CONFIG, STAT, Arrays, Ask, Said, from_record
 from strategies.update import MAX_DETAIL, MAX_UNITS
 
@@ -197,7 +197,7 @@ def messages_to(members: Iterable[Member], content: RecordDict, kind: str, group
     return [Message(content, member.node_id, kind, group_id=group) for member in members]
 
 
-class MembersOnly(Grid):
+class MembersOnly(PassedGrid):
     """A grid on which only members of a roster are seen: stock strategies draw nodes from the grid and know no roster.
 
     Args:
@@ -208,7 +208,8 @@ class MembersOnly(Grid):
     """
 
     def __init__(self, grid: Grid, roster: Roster, patience: float) -> None:
-        self._grid, self._roster, self._patience = grid, roster, patience
+        super().__init__(grid)
+        self._roster, self._patience = roster, patience
         self._looks: list[float] = []
 
     def get_node_ids(self) -> Iterable[int]:
@@ -229,28 +230,9 @@ class MembersOnly(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Sends messages and returns the replies."""
         self._looks.clear()
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        return super().send_and_receive(messages, timeout=timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Sends messages and returns their ids."""
         self._looks.clear()
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies that have come."""
-        return self._grid.pull_messages(message_ids)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Returns a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: Run) -> None:
-        """Hands the run on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
+        return super().push_messages(messages)

@@ -7,9 +7,8 @@ from typing import Any
 
 from experiments.runs import Runs
 from fedrec_app import node_data
-from fedrec_app.config import RunConfig
 from fedrec_app.models.base import bind
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import resolved
 
 ROUNDS = 2
 SETTINGS: dict[str, Any] = {
@@ -57,7 +56,6 @@ def large(runs: Runs, only: str = "") -> str:
 
 
 def _num_parameters(runs: Runs) -> int:
-    config = RunConfig.from_flat({**runs.data, **SETTINGS})
-    config = config.resolve(model_class(config.model.name).recipe)
+    config = resolved({**runs.data, **SETTINGS})
     model = bind(node_data.unbound_model(config), node_data.catalog(config.data), None, 0)
     return sum(parameter.numel() for parameter in model.parameters())
