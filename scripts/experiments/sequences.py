@@ -45,7 +45,7 @@ def sequences(runs: Runs, only: str = "") -> str:
         "",
         f"ML-100K, leave-one-out by time, {runs.num_rounds} rounds at most, {SEEDS} seeds; the round chosen by "
         "validation NDCG@10 (full ranking, every second round), test read once a run. Means over seeds, their range in "
-        "brackets. The standard error over users is about .015 (99 negatives) and .012 (full ranking).",
+        "brackets.",
         "",
         "| model | validation NDCG@10 | HR@10, full | NDCG@10, full | HR@10, 99 negatives | NDCG@10, 99 negatives | "
         "best round | MB up a round |",

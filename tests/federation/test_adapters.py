@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from safetensors.numpy import load_file, save_file
 
-from fedrec_app import base_transfer, client_app, node_data, pretrained, report
+from fedrec_app import base_transfer, client_app, node_data, pretrained
 from fedrec_app.base_transfer import BASE, WithBase
 from fedrec_app.client import ARRAYS_IN, Node, RecommenderClient
 from fedrec_app.errors import ConfigError, FedrecError
@@ -47,9 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
 RANK = 4
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_pictures", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def settings(output_dir: Path, model: str, **more: Any) -> dict[str, Any]:

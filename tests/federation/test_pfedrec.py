@@ -9,23 +9,21 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedrec_app import node_data, report
+from fedrec_app import node_data
 from fedrec_app.config import RunConfig
 from fedrec_app.local_only import local_only
 from fedrec_app.models.pfedrec import PFedRec
 from fedrec_app.recommend import recommend
 from fedrec_app.server_app import RunResult
 from fedrec_app.simulate import simulate
+from tests.small import somebody
 
 SMALL = '{"num_users": 41, "num_items": 60, "mean_interactions": 12, "min_interactions": 3}'
 LARGER = '{"num_users": 300, "num_items": 120, "mean_interactions": 30, "min_interactions": 5, "num_topics": 6}'
 HEADS = {"linear": "{}", "hidden": '{"hidden": 4, "view_epochs": 2}'}
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer to draw than these models to train."""
-    monkeypatch.setattr(report, "_pictures", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def run(output_dir: Path, num_nodes: int, **settings: Any) -> RunResult:
@@ -72,10 +70,8 @@ def test_training_learns_tastes_that_popularity_does_not_know(tmp_path: Path) ->
 
 def test_a_user_of_the_data_and_a_history_alone_are_recommended_to(tmp_path: Path) -> None:
     found = run(tmp_path, 2)
-    data = RunConfig.from_flat({"data.options": SMALL}).data
-    everybody, names = node_data.cohort(data, None, 1), node_data.catalog(data).item_ids
-    seen = [names[item] for block in (everybody.train, everybody.validation, everybody.test) for item in block[3]]
-    known, alone = recommend(found.folder, everybody.user_ids[3], [], 5), recommend(found.folder, "", seen, 5)
+    user, seen = somebody(SMALL)
+    known, alone = recommend(found.folder, user, [], 5), recommend(found.folder, "", seen, 5)
     assert (known["method"], alone["method"]) == ("private rows", "fold-in")
     for answer in (known, alone):
         assert len({item["item_id"] for item in answer["items"]} - set(seen)) == 5

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedrec_app import node_data, report
-from fedrec_app.config import RunConfig
 from fedrec_app.errors import FedrecError
 from fedrec_app.recommend import recommend
 from fedrec_app.server_app import RunResult
 from fedrec_app.simulate import simulate
+from tests.small import somebody
 
 SMALL = '{"num_users": 41, "num_items": 60, "mean_interactions": 12, "min_interactions": 3}'
 LARGER = '{"num_users": 300, "num_items": 120, "mean_interactions": 30, "min_interactions": 5, "num_topics": 6}'
@@ -33,10 +32,7 @@ BY_USER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer to draw than these models to train."""
-    monkeypatch.setattr(report, "_pictures", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def run(output_dir: Path, num_nodes: int, **settings: Any) -> RunResult:
@@ -90,10 +86,8 @@ def test_pooled_nodes_learn_more_than_popularity(tmp_path: Path) -> None:
 
 def test_a_user_of_the_data_and_a_history_alone_are_recommended_to(tmp_path: Path) -> None:
     found = run(tmp_path, 2)
-    data = RunConfig.from_flat({"data.options": SMALL}).data
-    everybody, names = node_data.cohort(data, None, 1), node_data.catalog(data).item_ids
-    seen = [names[item] for block in (everybody.train, everybody.validation, everybody.test) for item in block[3]]
-    known = recommend(found.folder, everybody.user_ids[3], [], 5)
+    user, seen = somebody(SMALL)
+    known = recommend(found.folder, user, [], 5)
     assert len(known["items"]) == 5
     assert not {item["item_id"] for item in known["items"]} & set(seen)
     assert "warnings" not in known

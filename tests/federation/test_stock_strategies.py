@@ -12,11 +12,11 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from fedrec_app import client_app, node_data
-from fedrec_app.config import RunConfig, Scalar
+from fedrec_app.config import Scalar
 from fedrec_app.errors import ConfigError
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.models.base import initialise
-from fedrec_app.models.registry import make_model, model_class
+from fedrec_app.models.registry import make_model, resolved
 from fedrec_app.records import Arrays, from_record, to_record
 from fedrec_app.server_app import RunResult
 from fedrec_app.simulate import simulate
@@ -48,8 +48,7 @@ def run_strategy(tmp_path: Path, name: str, options: Mapping[str, Any], **more: 
 
 
 def initial_arrays(flat: Mapping[str, Any]) -> Arrays:
-    asked = RunConfig.from_flat(flat)
-    config = asked.resolve(model_class(asked.model.name).recipe)
+    config = resolved(flat)
     model = initialise(make_model(config.model), node_data.catalog(config.data), None, config.seed)
     return {name: model.get_parameter(name).detach().numpy().copy() for name in model.shared_names()}
 

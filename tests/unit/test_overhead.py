@@ -26,7 +26,7 @@ from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.partition import Prepared
 from fedrec_app.evaluation.candidates import Candidates
 from fedrec_app.models.base import Recommender
-from fedrec_app.models.registry import model_class
+from fedrec_app.models.registry import model_class, resolved
 from fedrec_app.node_data import Kept, num_bytes
 from fedrec_app.private_state import PrivateState
 from fedrec_app.records import Arrays, Ask
@@ -43,11 +43,6 @@ def settings(users: int, **others: Any) -> dict[str, Any]:
     """Settings of a data set that no other test has, so that nothing of it is kept already."""
     options = f'{{"num_users": {users}, "num_items": 90, "mean_interactions": 15, "min_interactions": 5}}'
     return {"data.options": options, "num-server-rounds": 3, **others}
-
-
-def config_of(flat: dict[str, Any]) -> RunConfig:
-    asked = RunConfig.from_flat(flat)
-    return asked.resolve(model_class(asked.model.name).recipe)
 
 
 @pytest.fixture
@@ -105,7 +100,7 @@ def test_three_rounds_of_eight_nodes_load_draw_bind_and_compile_once(
 
 def test_a_users_key_is_worked_out_once_a_cohort(counted: Callable[[Any, str], list[tuple[Any, ...]]]) -> None:
     hashed = counted(sys.modules[Cohort.__module__], "user_key")
-    cohort = node_data.cohort(config_of(settings(110)).data, 0, 2)
+    cohort = node_data.cohort(resolved(settings(110)).data, 0, 2)
     for _ in range(3):
         assert len(cohort.keys) == 55
     assert len(hashed) == 55
@@ -140,7 +135,7 @@ class Messages:
 
 @pytest.fixture(params=MODELS)
 def messages(request: pytest.FixtureRequest, tmp_path: Path) -> Messages:
-    config = config_of(settings(120, **MODELS[request.param]))
+    config = resolved(settings(120, **MODELS[request.param]))
     node = Node(1, 3, tmp_path, durable=False)
     first = [array.copy() for array in RecommenderClient(config, node).get_parameters({})]
     names = RecommenderClient(config, node).model.shared_names()
@@ -241,7 +236,7 @@ def test_what_is_kept_of_a_node_does_not_grow_with_the_catalog(model: str) -> No
     for items in (100, 3000):
         flat = settings(40, **MODELS[model])
         flat["data.options"] = flat["data.options"].replace('"num_items": 90', f'"num_items": {items}')
-        config = config_of(flat)
+        config = resolved(flat)
         assert len(node_data.prepared(config.data).dataset.catalog) == items
         kept = node_data.node_data(config, 0, 40)
         weights.append(num_bytes(kept) - num_bytes(kept.cohort))
