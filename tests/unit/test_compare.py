@@ -14,8 +14,8 @@ import pytest
 
 from fedrec_app import cli, compare_rows, node_data
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.compare import COMPARISON, Comparison, compare, paired_differences, summary_over_seeds
-from fedrec_app.compare_report import write_comparison
+from fedrec_app.compare import COMPARISON, Comparison, _dropped, compare, paired_differences, summary_over_seeds
+from fedrec_app.compare_report import remarks, write_comparison
 from fedrec_app.compare_rows import DRAWS, ROWS, Judged, plan_rows, run_row
 from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError, DataError, FedrecError
@@ -197,6 +197,14 @@ def test_alone_a_user_takes_the_scheduled_step_of_any_strategy_of_ours() -> None
 
 
 # Several seeds -------------------------------------------------------------------------------------------------------
+
+
+def test_what_one_seed_alone_dropped_is_told(made: tuple[Comparison, Any]) -> None:
+    one, other = ({"dropped_updates": dropped} for dropped in ({"late": 2, "odd": 1}, {"odd": 3}))
+    assert _dropped([one, other]) == {"late": 1.0, "odd": 2.0}
+    rows = {"federated": {**made[0].rows["federated"], "by_seed": [{"remarks": ["a"]}, {"remarks": ["b", "a"]}]}}
+    found = remarks(Comparison(made[0].folder, made[0].about, rows))
+    assert found == ["federated: a", "federated: b"]
 
 
 def test_a_summary_over_seeds_is_a_mean_with_the_range(made: tuple[Comparison, Any]) -> None:

@@ -174,6 +174,8 @@ def test_files_that_are_no_safetensors_files_are_refused(tmp_path: Path) -> None
         taken(str(file))
     with pytest.raises(StateError, match=r"init-from: there is no file .*model.safetensors"):
         taken(str(tmp_path))
+    with pytest.raises(StateError, match=r"init-from: there is no file a{300}"):
+        taken("a" * 300)
     whole = save(trained())
     header = int.from_bytes(whole[:8], "little")
     liar = (2**62).to_bytes(8, "little") + whole[8:]

@@ -279,6 +279,25 @@ def test_a_configuration_that_is_refused_is_a_failed_trial_and_the_study_goes_on
         tune(MF, space, 2, tmp_path / "other", 9)
 
 
+def test_three_failures_for_one_reason_end_a_search(tmp_path: Path) -> None:
+    few = {**EASE, "privacy.min-cohort": 21}
+    with pytest.raises(FedrecError, match=r"no trial completed, of 3: 3 times .*privacy.min-cohort is 21"):
+        tune(few, read_space([LAMBDA], few), 2, tmp_path / "s", 9)
+
+
+def test_a_study_is_of_the_file_that_its_models_start_from(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"model.init-from: cannot read .*gone"):
+        tune({**MF, "model.init-from": "gone"}, read_space(["model.options.recency=0..1"], MF), 2, tmp_path / "s", 1)
+    start = tmp_path / "start"
+    for content in (b"one", b"two"):
+        start.write_bytes(content)
+        fixed = {**MF, "model.init-from": str(start)}
+        space = read_space(["model.options.recency=0..1"], fixed)
+        says = "start is .* there and .* here" if content == b"two" else "no trial completed, of 1"
+        with pytest.raises(FedrecError, match=says):
+            tune(fixed, space, 2, tmp_path / "s", 1)
+
+
 def test_a_failed_trial_tells_what_a_node_said(tmp_path: Path) -> None:
     few = {**EASE, "privacy.min-cohort": 21}
     with pytest.raises(FedrecError, match=r"statistics of 20 users stay here: privacy.min-cohort is 21"):
@@ -361,6 +380,7 @@ def test_a_study_of_something_else_is_refused_with_the_differences(tmp_path: Pat
     ("line", "says"),
     [
         ("{", "is damaged"),
+        ("[" * 100_000, "is damaged"),
         ("[]", "line 2: "),
         ('{"number": 1, "state": "complete", "params": {}, "value": 0.5, "seconds": 1}', "is not a whole trial 0"),
         ('{"number": 0, "state": "complete", "params": {}, "seconds": 1}', "line 2 is not a whole trial 0"),
@@ -409,6 +429,18 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_first_trial(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "file").touch()
+    for out in ("folder.toml", "file/best.toml"):
+        assert call(monkeypatch, "--out", out) == 1
+        assert f"cannot write to --out {out}: " in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.toml", "file"}
 
 
 def test_the_command_writes_what_a_run_takes(
