@@ -102,12 +102,19 @@ class RunFolder:
     def write_config(self, config: RunConfig, run_id: int) -> None:
         """Writes every setting, "auto" resolved, as a file that `-c FILE.toml` takes."""
         header = f"# run-id {run_id}\n# the settings of this run; `fedrec run -c {CONFIG}` repeats it\n"
-        write_atomically(self.path / CONFIG, (header + to_toml(config.flat())).encode())
+        settings = {**config.flat(), "checkpoint.resume-from": ""}  # to repeat a run is not to go on with it
+        write_atomically(self.path / CONFIG, (header + to_toml(settings)).encode())
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
         with (self.path / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(_plain(record)) + "\n")
+
+    def keep_metrics(self, last_round: int) -> None:
+        """Takes from metrics.jsonl what later rounds wrote, which a run that goes on from that round takes again."""
+        kept = [record for record in self.read_metrics() if record.get("round", 0) <= last_round]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.path / METRICS, lines.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""

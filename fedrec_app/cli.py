@@ -17,10 +17,12 @@ from rich.table import Table
 
 from fedrec_app import __version__
 from fedrec_app.artifacts import RunFolder
+from fedrec_app.cli_audit import add_audit
 from fedrec_app.cli_compare import add_compare
 from fedrec_app.cli_data import data_commands
 from fedrec_app.cli_fusion import add_fusion, parse_weights
 from fedrec_app.cli_model import model_commands
+from fedrec_app.cli_privacy import add_plan, privacy_commands
 from fedrec_app.cli_strategy import strategy_commands
 from fedrec_app.cli_tune import add_tune
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
@@ -35,6 +37,7 @@ commands = typer.Typer(
 commands.add_typer(data_commands, name="data")
 commands.add_typer(model_commands, name="model")
 commands.add_typer(strategy_commands, name="strategy")
+commands.add_typer(privacy_commands, name="privacy")
 stderr, stdout = Console(stderr=True), Console()
 
 Settings = Annotated[
@@ -174,7 +177,7 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
     from fedrec_app.data import sources
     from fedrec_app.models.registry import resolved
     from fedrec_app.node_data import unbound_model
-    from fedrec_app.server_app import strategy_of
+    from fedrec_app.run_strategy import strategy_of
 
     asked = RunConfig.from_flat(flat)
     config = resolved(flat)
@@ -188,6 +191,8 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
 
 
 add_compare(commands, preflight)
+add_plan(privacy_commands, preflight)
+add_audit(privacy_commands, preflight)
 
 
 def show_result(folder: RunFolder, as_json: bool) -> None:

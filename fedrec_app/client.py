@@ -17,7 +17,7 @@ import numpy as np
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
-from fedrec_app import __version__, node_data
+from fedrec_app import __version__, node_data, outgoing
 from fedrec_app.base_transfer import BaseStore
 from fedrec_app.client_part import ClientPart
 from fedrec_app.config import RunConfig, parse_options, validate_options
@@ -30,8 +30,11 @@ from fedrec_app.models.adapted import Adapted, Base
 from fedrec_app.models.base import Recommender, model_hash
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.part_memory import PartMemory
+from fedrec_app.privacy.node_accountant import NodeAccountant
+from fedrec_app.private_fit import example_release, released, require_releasable, user_level, withheld
 from fedrec_app.private_state import PrivateState
-from fedrec_app.records import CONTROL, COUNT, DELTA, ROWS, STAT, Arrays, Ask, Said, changed_rows
+from fedrec_app.records import CONTROL, STAT, Arrays, Ask, Said
+from fedrec_app.training.example_level import fit_examples
 from fedrec_app.training.node import fit_node
 from fedrec_app.training.plan import FitPlan, FitSums
 from fedrec_app.training.private_rows import with_optimizer_state
@@ -82,11 +85,11 @@ class RecommenderClient(NumPyClient):
             Said.PARTITION: self.node.partition_id,
             "num-partitions": self.node.num_partitions,
             Said.NUM_USERS: int((self.cohort.train.lengths > 0).sum()),
-            Said.NUM_EXAMPLES: len(self.cohort.train.items),
+            Said.NUM_EXAMPLES: 0 if self._private else len(self.cohort.train.items),
             Said.CATALOG: node_data.prepared(self.config.data).dataset.catalog.hash,
             Said.MODEL: model_hash(self.model),
             Said.COHORT_SIZE: len(self.cohort),
-            Said.QUARANTINED: self._quarantine(),
+            Said.QUARANTINED: self._quarantine() * (not self._private),
             Said.VERSION: __version__,
             **({Ask.BASE_HASH: base.digest} if (base := self._base(config)) else {}),
         }
@@ -117,7 +120,8 @@ class RecommenderClient(NumPyClient):
         return self._kept.model(shared, rows, base)
 
     def statistics(self, config: Mapping[str, Any]) -> Arrays:
-        """Returns the additive statistics that are asked for, none where fewer users than `privacy.min-cohort` train.
+        """Returns the additive statistics that are asked for, none where fewer users than `privacy.min-cohort` train
+        or where privacy is asked for.
 
         "stat/item-counts": (num_items,) training interactions of each item.
 
@@ -131,7 +135,7 @@ class RecommenderClient(NumPyClient):
         if bad := [name for name in asked if name != "item-counts"]:
             raise FedrecError(unknown("statistic", bad[0], ["item-counts"]))
         users = int((self.cohort.train.lengths > 0).sum())
-        if not asked or 0 < users < self.config.privacy.min_cohort:
+        if not asked or self._private or 0 < users < self.config.privacy.min_cohort:
             return {}
         counts = np.bincount(self.cohort.train.items, minlength=self.cohort.num_items)
         return {STAT + "item-counts": counts.astype(np.int64)}
@@ -171,19 +175,24 @@ class RecommenderClient(NumPyClient):
             proximal_mu=float(config.get(Ask.PROXIMAL_MU, 0.0)),
             part=self._part(parameters, config) if wants_delta else None,
         )
+        if self.config.privacy.unit == "user":
+            plan = user_level(plan, self.config.privacy, config)
         rows = self._rows(config, server_round - 1)
         self.model = self._model(shared, rows, config)
-        if plan.unit == "user":
+        if self.config.privacy.unit == "example":
+            sums = self._fit_examples(shared, rows, plan, config)
+        elif plan.unit == "user":
             sums = fit_users(self.model, self.cohort, shared, rows, plan)
         else:
             sums = fit_node(self.model, self.cohort, shared, rows, plan, self.node.partition_id)
         if rows and not self.model.solves_private:
-            self._state(config).save(server_round, self.cohort.keys, rows, [int(config.get(Ask.KEEP_ROUND, 0))])
+            self._state(config).save(server_round, self.cohort.keys, rows, _rounds_to_keep(config))
         if plan.part is not None and plan.part.has_controls and not sums.controls:
             sums.controls = {name: np.zeros_like(array) for name, array in shared.items()}  # nobody trained
         if plan.part is not None:
-            self._memory(config).save(server_round, plan.part.memory, [int(config.get(Ask.MEMORY_ROUND, 0))])
-        arrays = _deltas(sums, self.model.row_names()) if wants_delta else _parameters(shared, sums)
+            kept = [int(config.get(Ask.MEMORY_ROUND, 0)), *_rounds_to_keep(config)]
+            self._memory(config).save(server_round, plan.part.memory, kept)
+        arrays = outgoing.deltas(sums, self.model.row_names()) if wants_delta else outgoing.parameters(shared, sums)
         metrics: dict[str, Any] = {
             Said.NUM_EXAMPLES: int(sums.num_examples),
             Said.NUM_USERS: int(sums.num_users),
@@ -194,7 +203,23 @@ class RecommenderClient(NumPyClient):
             ARRAYS_OUT: json.dumps(list(arrays)),
             **({name: sums.scalars.get(name, 0.0) for name in plan.part.scalars} if plan.part else {}),
         }
-        return list(arrays.values()), int(sums.num_examples), metrics
+        if self.config.privacy.unit == "user":
+            metrics = withheld(metrics, sums, config)
+        return list(arrays.values()), int(metrics[Said.NUM_EXAMPLES]), metrics
+
+    def _fit_examples(self, shared: Arrays, rows: Arrays, plan: FitPlan, config: Mapping[str, Any]) -> FitSums:
+        """Returns the sums of a fit in which no single example shows, charged to the node's own ledger."""
+        node = self.node
+        begun = bool(self._state(config).rounds())
+        accountant = NodeAccountant(node.state_dir, _lineage(config), node.partition_id, begun)
+        bound = self.config.privacy.clip_norm
+        return fit_examples(
+            self.model, self.cohort, shared, rows, plan, example_release(self.config), bound, accountant
+        )
+
+    @property
+    def _private(self) -> bool:
+        return self.config.privacy.unit != "none"
 
     def _sums_over_users(
         self, model: ClosedForm, config: Mapping[str, Any]
@@ -231,10 +256,11 @@ class RecommenderClient(NumPyClient):
                 there are bootstrap rows; if so, as many as the run's own settings say.
 
         Raises:
-            FedrecError: the parameters do not fit the model.
+            FedrecError: the parameters do not fit the model, or metrics of this part stay here.
         """
-        shared = self._shared(parameters, config)
         part: Part = "test" if config.get(Ask.PART) == "test" else "validation"
+        require_releasable(self.config, part)
+        shared = self._shared(parameters, config)
         server_round = int(config.get(Ask.ROUND, 1))
         rows = self._rows(config, int(config.get(Ask.PRIVATE_ROUND, server_round)))
         self.model = self._model(shared, rows, config)
@@ -245,13 +271,14 @@ class RecommenderClient(NumPyClient):
             f"fold-in-{part}",
         )  # fmt: skip
         bootstrap = self.config.evaluate.bootstrap
-        return evaluate_cohort(
+        sums = evaluate_cohort(
             score_block, self.cohort, part, self.config.evaluate.ks, self.config.data.seed,
             bootstrap if int(config.get(Ask.BOOTSTRAP, 0)) > 0 else 0,
             candidates=node_data.candidates(
                 self.config.data, self.node.partition_id, self.node.num_partitions, bootstrap
             ),
         )  # fmt: skip
+        return released(sums, self.config)
 
     def _shared(self, parameters: list[NDArray], config: Mapping[str, Any]) -> Arrays:
         """Returns the shared parameters of a message by name, in the model's order."""
@@ -298,31 +325,10 @@ class RecommenderClient(NumPyClient):
         return PrivateState(self.node.state_dir, _lineage(config), self.node.partition_id, self.node.durable)
 
 
+def _rounds_to_keep(config: Mapping[str, Any]) -> list[int]:
+    named = config.get(Ask.KEEP_ROUND, 0)
+    return [int(server_round) for server_round in (named if isinstance(named, list) else [named])]
+
+
 def _lineage(config: Mapping[str, Any]) -> str:
     return str(config.get(Ask.LINEAGE, "default"))
-
-
-def _deltas(sums: FitSums, row_names: list[str]) -> Arrays:
-    """Returns the sums as they travel: of a row parameter the changed rows alone, where that is less to send."""
-    arrays: Arrays = {}
-    positions: Arrays = {}
-    for name, delta in sums.delta.items():
-        count = sums.count.get(name)
-        rows = changed_rows(delta, count) if name in row_names else None
-        if rows is not None:
-            positions[ROWS + name] = rows
-        arrays[DELTA + name] = delta if rows is None else delta[rows]
-        if count is not None:
-            arrays[COUNT + name] = count if rows is None else count[rows]
-    arrays.update({CONTROL + name: control for name, control in sums.controls.items()})
-    return {**positions, **_as_float32(arrays)}
-
-
-def _parameters(shared: Arrays, sums: FitSums) -> Arrays:
-    weight = sums.weight if sums.weight > 0 else 1.0
-    return _as_float32({name: shared[name] + delta / weight for name, delta in sums.delta.items()})
-
-
-def _as_float32(arrays: Arrays) -> Arrays:
-    with np.errstate(over="ignore"):  # a model that diverged: the server drops what is not finite, and says so
-        return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}

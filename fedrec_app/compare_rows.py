@@ -17,9 +17,11 @@ from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.local_only import local_only_sums, local_rounds, local_strategy
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import model_class, resolved
+from fedrec_app.privacy_rules import require_exact_metrics
 from fedrec_app.replicates import Draws, Replicates
-from fedrec_app.server_app import split_metrics, strategy_of
+from fedrec_app.run_strategy import strategy_of
 from fedrec_app.simulate import simulate
+from fedrec_app.summary import split_metrics
 from strategies.rounds import Progress, RoundRecord
 
 FEDERATED, CENTRALISED, LOCAL_ONLY, POPULARITY = ROWS = ("federated", "centralised", "local-only", "popularity")
@@ -93,6 +95,7 @@ def plan_rows(
         raise ConfigError("--local-rounds is of a row that is not asked for: add local-only to --rows")
     flat = {"evaluate.bootstrap": DRAWS, **{key: value for key, value in flat.items() if key != "output-dir"}}
     base = Row(FEDERATED, flat, resolved(flat), num_nodes, {})
+    require_exact_metrics(base.config, "rows are compared user by user")
     if base.config.evaluate.bootstrap == 0:
         raise ConfigError(
             "evaluate.bootstrap is 0: rows are compared by bootstrap draws of users, at least 1 is needed "
@@ -169,7 +172,10 @@ def _centralised(base: Row, own: Mapping[str, Scalar]) -> Row:
             f"--centralised sets {', '.join(sorted(own))}: model {base.config.model.name!r} is solved, not trained, "
             "and looks at no such setting; model.options may differ"
         )
-    shared = {key: value for key, value in base.flat.items() if not key.startswith("strategy.") or key in _TIMEOUTS}
+    shared = {
+        key: value for key, value in _not_private(base.flat).items()
+        if not key.startswith("strategy.") or key in _TIMEOUTS
+    }  # fmt: skip
     flat = {**shared, **({} if _is_solved(base.config) else _WHOLE), **own}
     config = resolved(flat)
     strategy_of(config, node_data.unbound_model(config))
@@ -189,7 +195,10 @@ def _local_only(base: Row, rounds: int | None) -> Row:
             "local-only out of --rows"
         )
     rounds = min(LOCAL_ROUNDS, config.num_server_rounds) if rounds is None else rounds
-    flat: dict[str, Scalar] = {**base.flat, "num-server-rounds": rounds, "train.unit": "user"}
+    private = base.config.privacy.unit != "none"  # nobody alone tells anybody anything
+    flat: dict[str, Scalar] = {**_not_private(base.flat), "num-server-rounds": rounds, "train.unit": "user"}
+    if private:
+        flat = {key: value for key, value in flat.items() if key not in ("strategy.name", "strategy.options")}
     here = resolved(flat)
     local_strategy(here)
     before = {key: config.flat()[key] for key in ("num-server-rounds", "train.unit")}
@@ -199,13 +208,19 @@ def _local_only(base: Row, rounds: int | None) -> Row:
 
 def _popularity(base: Row) -> Row:
     kept = ("data.", "privacy.", "evaluate.")
-    flat = {key: value for key, value in base.flat.items() if key.startswith(kept) or key in ("seed", *_TIMEOUTS)}
+    bare = _not_private(base.flat)
+    flat = {key: value for key, value in bare.items() if key.startswith(kept) or key in ("seed", *_TIMEOUTS)}
     flat.pop("evaluate.fold-in-epochs", None)
     flat |= {"model.name": POPULARITY, "num-server-rounds": 1}
     differs: dict[str, list[Any]] = {
         "num-nodes": [base.num_nodes, 1], "model.name": [base.config.model.name, POPULARITY]
     }  # fmt: skip
     return Row(POPULARITY, flat, resolved(flat), 1, {key: both for key, both in differs.items() if both[0] != both[1]})
+
+
+def _not_private(flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Returns settings without privacy: what it costs shows beside rows that have none."""
+    return {key: v for key, v in flat.items() if not key.startswith("privacy.") or key == "privacy.min-cohort"}
 
 
 def _alone(config: RunConfig, watch: Watch) -> Judged:

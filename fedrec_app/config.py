@@ -20,6 +20,7 @@ from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.options import parse_options as parse_options
 from fedrec_app.options import readable
 from fedrec_app.options import validate_options as validate_options
+from fedrec_app.privacy_rules import privacy_problem
 from fedrec_app.schedules import Schedule
 
 Scalar = bool | int | float | str
@@ -105,7 +106,20 @@ class EvaluateConfig(Section, frozen=True):
 
 
 class PrivacyConfig(Section, frozen=True):
+    unit: Literal["none", "user", "example"] = "none"
+    clip_norm: float = Field(default=1.0, gt=0)
+    noise_multiplier: float = Field(default=0.0, ge=0)
+    target_epsilon: float = Field(default=0.0, ge=0)
+    delta: float = Field(default=0.0, ge=0, lt=1)
+    sampling_rate: float = Field(default=1.0, gt=0, le=1)
+    metrics: Literal["noised", "withheld", "exact"] = "noised"
+    metrics_noise_multiplier: float = Field(default=5.0, gt=0)
     min_cohort: int = Field(default=20, ge=1)
+
+
+class CheckpointConfig(Section, frozen=True):
+    every: int = Field(default=10, ge=0)
+    resume_from: str = ""
 
 
 class RunConfig(Section, frozen=True):
@@ -120,6 +134,7 @@ class RunConfig(Section, frozen=True):
     strategy: StrategyConfig = StrategyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _metric_is_computed(self) -> RunConfig:
@@ -133,6 +148,12 @@ class RunConfig(Section, frozen=True):
         if self.train.schedule != "auto":
             Schedule.parse(self.train.schedule, "train.schedule")
         Schedule.parse(self.strategy.schedule, "strategy.schedule")
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_is_whole(self) -> RunConfig:
+        if problem := privacy_problem(self.privacy, self.data, self.train, self.strategy, self.evaluate):
+            raise ValueError(problem)
         return self
 
     @classmethod
@@ -199,7 +220,7 @@ def _unknown_setting(key: str, known: set[str]) -> str:
     return unknown("setting", key, known)
 
 
-_SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy")
+_SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy", "checkpoint")
 
 
 _PAIR = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*=\s*('[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]+)(?=\s|$)")

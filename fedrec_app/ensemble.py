@@ -25,7 +25,7 @@ from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.evaluation.ranking import Scores
 from fedrec_app.finished import FinishedRun, require_same_data
 from fedrec_app.run_weights import Choice, choices, normalised
-from fedrec_app.server_app import split_metrics
+from fedrec_app.summary import split_metrics
 
 FUSIONS = ("rank", "score")
 RRF_K = 60

@@ -197,7 +197,8 @@ def run_with_flower(
     else:
         command += ["--federation-config", f"num-supernodes={num_nodes} client-resources-num-cpus={client_cpus}"]
         environment = local_superlink()
-    watch = _Watch(output_dir, on_log, on_round)
+    resumed = str(overrides.get("checkpoint.resume-from", ""))
+    watch = _Watch(output_dir, on_log, on_round, Path(resumed) if resumed else None)
     try:
         with ends_through_finally(), environment as env, tempfile.TemporaryDirectory(prefix="fedrec-run-") as scratch:
             # A file, because of the quotes that `flwr run -c` cannot carry.
@@ -224,11 +225,13 @@ def run_with_flower(
 
 @dataclass
 class _Watch:
-    """Follows `flwr run --stream`, and finds the folder that its run writes to."""
+    """Follows `flwr run --stream`, and finds the folder that its run writes to: a new one, or that of the run that is
+    resumed."""
 
     output_dir: Path
     on_log: Callable[[str], None]
     on_round: Callable[[dict[str, Any]], None]
+    resumed: Path | None = None
     folder: RunFolder | None = None
     run_id: str = ""
     seen: int = 0
@@ -265,7 +268,10 @@ class _Watch:
             self.seen = len(records)
 
     def _find(self) -> RunFolder | None:
-        for folder in sorted(set(_run_folders(self.output_dir)) - self.before) if self.run_id else ():
+        new = set(_run_folders(self.output_dir)) - self.before
+        if self.resumed is not None:
+            new.add(self.resumed)
+        for folder in sorted(new) if self.run_id else ():
             config = folder / CONFIG
             if config.is_file() and config.read_text().startswith(f"# run-id {self.run_id}\n"):
                 return RunFolder(folder)

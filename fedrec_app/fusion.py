@@ -38,7 +38,8 @@ from fedrec_app.models.registry import make_model
 from fedrec_app.records import Arrays, Ask, to_record
 from fedrec_app.report import write_report
 from fedrec_app.run_weights import Choice, choices
-from fedrec_app.server_app import RunResult, split_metrics
+from fedrec_app.server_app import RunResult
+from fedrec_app.summary import split_metrics
 from strategies.evaluation import FederatedEvaluation
 from strategies.rollcall import Roster
 from strategies.rounds import Exchange

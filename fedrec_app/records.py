@@ -42,7 +42,7 @@ class Ask:
     UPDATE = "update"  # "delta": sums of weighted deltas; absent: parameters
     WEIGHTING = "weighting"  # "examples" | "users" | "uniform" | "rows"
     LINEAGE = "lineage"  # name of the line of private states that the run continues
-    KEEP_ROUND = "keep-round"  # private state of this round must stay
+    KEEP_ROUND = "keep-round"  # private state of this round, or of each in a list, must stay
     MEMORY_ROUND = "memory-round"  # of this node's last reply that was used: its client part goes on from there
     PRIVATE_ROUND = "private-round"  # evaluation: the round whose private state goes with the arrays
     PART = "part"  # "validation" | "test"
@@ -50,6 +50,8 @@ class Ask:
     BOOTSTRAP = "bootstrap"  # evaluation: number of bootstrap rows
     STATISTICS = "statistics"  # query: comma-separated names of additive statistics
     BASE_HASH = "base-hash"  # SHA-256 of what stays fixed in an adapted model; in answers, of what the node has
+    CLIP_NORM = "clip-norm"  # bound on each user's delta, under user-level privacy
+    COUNT_UNCLIPPED = "count-unclipped"  # whether "centred-unclipped" is to come with the deltas
     PROXIMAL_MU = "proximal-mu"  # FedProx's strength (the key that Flower's own FedProx sends)
 
 
@@ -60,6 +62,7 @@ class Said:
     NUM_EXAMPLES = "num-examples"
     NUM_USERS = "num-users"
     LOSS = "loss"
+    CENTRED = "centred-unclipped"  # sum over participants of (1 if his delta was within the bound, else 0) - 1/2
     ROUND = "server-round"
     PARTITION = "partition-id"
     CATALOG = "catalog-hash"

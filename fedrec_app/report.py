@@ -9,6 +9,7 @@ from typing import Any
 from fedrec_app.artifacts import CONFIG, REPORT, RunFolder
 from fedrec_app.errors import FedrecError
 from fedrec_app.files import write_atomically
+from fedrec_app.report_privacy import privacy_lines, privacy_notices
 
 CURVES = "curves.png"
 _MARKED = 30
@@ -50,7 +51,8 @@ def write_report(folder: RunFolder) -> Path:
     if "warning" in summary:
         lines += [f"**{summary['warning']}**", ""]
     lines += [*_fusion_lines(summary), *_result_lines(summary), "", *_facts(summary, folder), ""]
-    lines += [*_pictures(folder, summary, records), "## Settings", "", "```toml", *_settings(folder), "```", ""]
+    lines += [*privacy_lines(summary), *_pictures(folder, summary, records)]
+    lines += ["## Settings", "", "```toml", *_settings(folder), "```", ""]
     path = folder.path / REPORT
     write_atomically(path, "\n".join(lines).encode())
     return path
@@ -86,8 +88,9 @@ def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _result_lines(summary: dict[str, Any]) -> list[str]:
-    users = summary["test"].get("num_users", 0)
-    which = f"parameters of round {summary['best_round']} (best on validation)"
+    users = summary["test"].get("num_users", summary.get("privacy", {}).get("num_users", 0))
+    chosen = "the last one" if "privacy" in summary else "best on validation"
+    which = f"parameters of round {summary['best_round']} ({chosen})"
     if "fusion" in summary:
         which = "the fused parameters"
     lines = [
@@ -122,7 +125,7 @@ def notices(summary: dict[str, Any]) -> list[str]:
     if short := summary.get("test", {}).get("num_short_negatives", 0):
         users = summary["test"]["num_users"]
         lines.append(f"{short} of {users} users have fewer than 99 items to draw negatives from: all of them are taken")
-    return lines
+    return [*lines, *privacy_notices(summary)]
 
 
 def _fusion_lines(summary: dict[str, Any]) -> list[str]:
@@ -173,6 +176,7 @@ def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped_updates"].items()) or "none"
     skipped = summary["test"].get("num_without_held_out", 0)
     cold = f"; items that nobody trains on: {summary['cold_items']}" if "cold_items" in summary else ""
+    aside = [f"- rows of data set aside: {summary['quarantined_rows']}"] if "quarantined_rows" in summary else []
     return [
         "## Run",
         "",
@@ -181,7 +185,7 @@ def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
         f"- payload over all rounds: {summary['bytes_down'] / 1e6:.1f} MB to the nodes, "
         f"{summary['bytes_up'] / 1e6:.1f} MB back",
         f"- updates dropped: {dropped}; users with nothing held out: {skipped}{cold}",
-        f"- rows of data set aside: {summary['quarantined_rows']}",
+        *aside,
         *(f"- {line}" for line in notices(summary)),
     ]
 
@@ -209,9 +213,13 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
     for name, label in _curves(judged):
         if points := [(r["round"], r["validation"][name]) for r in judged if r["validation"].get(name) is not None]:
             quality.plot(*zip(*points, strict=True), label=label, **_line(points))
-    quality.axvline(summary["best_round"], color="grey", linestyle=":", label=f"best: round {summary['best_round']}")
+    if judged:
+        best = summary["best_round"]
+        quality.axvline(best, color="grey", linestyle=":", label=f"released: round {best}")
+        quality.legend(fontsize=8)
+    else:
+        quality.text(0.5, 0.5, "no validation metrics were told", ha="center", transform=quality.transAxes)
     quality.set(title="Validation")
-    quality.legend(fontsize=8)
     losses = [(r["round"], r["train"]["loss"]) for r in records if r["train"].get("loss") is not None]
     if losses:
         loss.plot(*zip(*losses, strict=True), color="tab:red", **_line(losses))

@@ -24,6 +24,7 @@ from fedrec_app.artifacts import MODEL
 from fedrec_app.config import DataConfig, RunConfig, Scalar, to_toml
 from fedrec_app.errors import FedrecError, StateError
 from fedrec_app.files import write_atomically
+from fedrec_app.privacy_rules import require_exact_metrics
 from fedrec_app.server_app import OnRound
 from fedrec_app.simulate import simulate
 from fedrec_app.tune_search import propose, require_optuna
@@ -80,6 +81,7 @@ def tune(
     """
     require_optuna()
     asked = RunConfig.from_flat(fixed)
+    require_exact_metrics(asked, "trials are judged on validation in every round")
     apart = {"data.path", "model.init-from", "output-dir"}  # wherever it lies, what is read is told by its content
     about = {
         "fedrec": __version__, "num-nodes": num_nodes, "seed": seed, "data": _data_hash(asked.data),

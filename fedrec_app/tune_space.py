@@ -18,7 +18,7 @@ from fedrec_app.errors import ConfigError, unknown
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import MODELS, model_class, resolved
 from fedrec_app.node_data import unbound_model
-from fedrec_app.server_app import strategy_of
+from fedrec_app.run_strategy import strategy_of
 from fedrec_app.tune_defaults import SPACES
 from fedrec_app.tune_dimension import WITH_OPTIONS, Dimension, Dimensions, option_of, parsed, read_dimensions
 from strategies import closed_form
@@ -34,7 +34,12 @@ NOT_SEARCHED = {
     "evaluate.ks": _MEASURE,
     "evaluate.bootstrap": "it changes no trial",
     "output-dir": "it changes no trial",
-    "privacy.min-cohort": "how much privacy there is must not be chosen by quality",
+    **{
+        f"privacy.{key}": "how much privacy there is must not be chosen by quality"
+        for key in (
+            "unit", "target-epsilon", "noise-multiplier", "delta", "metrics", "metrics-noise-multiplier", "min-cohort"
+        )
+    },
     "seed": "the luckiest seed is no better than others",
 }
 """Settings that cannot be dimensions, and why."""

@@ -5,11 +5,13 @@
     python scripts/bench.py aggregate                      the server's mean: Flower's FedAvg
     python scripts/bench.py evaluate                       full ranking: a loop over users
     python scripts/bench.py flower --data-dir DATA         flwr run: one node a user (some six minutes)
+    python scripts/bench.py privacy --data-dir DATA        what clipping of single users costs: a round without it
     python scripts/bench.py async --data-dir DATA          one slow node: fedbuff against fedavg
     python scripts/bench.py overhead --data-dir DATA       what the app adds to a round, training taken off
     python scripts/bench.py scale                          growth with users and items, each size in its own process
 
-`--json` prints an object as the last line; its `ratios` hold how many times as long the baseline takes.
+`--json` prints an object as the last line; its `ratios` hold how many times as long the baseline takes, and those of
+`privacy` how many times as long a round takes when users are clipped.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir", exists=True, file_okay=False,
-        help="Folder with `ml-100k` (train, flower, async, overhead); left out: synthetic users in its size.",
+        help="Folder with `ml-100k` (train, privacy, flower, async, overhead); left out: synthetic users in its size.",
     ),
 ]  # fmt: skip
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="How often each side is timed; the median counts.")]
@@ -69,6 +71,18 @@ def train(
         raise typer.BadParameter(f"{unknown[0]!r}: one of {', '.join(KEYS)}", param_hint="--only")
     with _progress() as say:
         report = measure(data_dir, _repeats(repeats, quick), threads, quick, keys, say)
+    report.show(as_json)
+
+
+@commands.command()
+def privacy(
+    data_dir: DataDir = None, repeats: Repeats = 7, threads: Threads = 1, quick: Quick = False, as_json: AsJson = False
+) -> None:
+    """A round of local training with each user's delta clipped: against one without."""
+    from benchmarks.privacy import measure
+
+    with _progress() as say:
+        report = measure(data_dir, _repeats(repeats, quick), threads, quick, say)
     report.show(as_json)
 
 

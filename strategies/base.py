@@ -64,6 +64,8 @@ class RecStrategy(Strategy):
         depends_on_arrival: a round aggregates those updates that come first; such a strategy has an `exchange` of its
             own.
         client_part: what changes in local training.
+        user_level: it adds the noise of user-level differential privacy itself; any other strategy is refused with
+            `privacy.unit = "user"`.
         api_version: the `API_VERSION` that a plug-in was written for.
 
     Raises:
@@ -79,6 +81,7 @@ class RecStrategy(Strategy):
     depends_on_arrival: ClassVar[bool] = False
     Options: ClassVar[type[StrategyOptions]] = MeanOptions
     client_part: ClassVar[type[ClientPart] | None] = None
+    user_level: ClassVar[bool] = False
     api_version: ClassVar[int | None] = None
     one_by_one: ClassVar[bool] = True  # replies are read once, as they come; stock strategies get a list
 
@@ -124,6 +127,10 @@ class RecStrategy(Strategy):
         if self.weighting == "rows" and not self.aggregator.counts_rows:
             return f"weighting 'rows' counts who trained a row, which aggregator {self.aggregator.name!r} does not use"
         return "" if num_nodes is None else self.aggregator.problem(num_nodes)
+
+    def stops(self, server_round: int) -> str:
+        """Returns why this round and all later ones must not take place, or ""."""
+        return ""
 
     def ask(self) -> dict[str, bool | int | float | str]:
         """Returns what the nodes are told besides what every strategy tells them, by the keys of `records.Ask`."""
@@ -339,8 +346,8 @@ class RecStrategy(Strategy):
             server_round,
             {member.node_id: member.partition_id for member in self._asked},
             {member.node_id: min(self.expected_weight(member), MAX_UNITS) for member in self._asked},
-            self.client_part.scalars if self.client_part else (),
-            self.client_part is not None and self.client_part.has_controls,
+            scalars=self.client_part.scalars if self.client_part else (),
+            controls=self.client_part is not None and self.client_part.has_controls,
         )
 
 

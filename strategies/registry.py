@@ -32,6 +32,7 @@ BUILT_IN = {
     "krum": "strategies.krum:Krum",
     "multi-krum": "strategies.multi_krum:MultiKrum",
     "norm-bound": "strategies.norm_bound:NormBound",
+    "dp-fedavg": "strategies.dp_fedavg:DPFedAvg",
 }
 STRATEGIES = Registry(
     "strategy", BUILT_IN, GROUP, Strategy, "fedrec_app.api.RecStrategy (or flwr.serverapp.strategy.Strategy)"

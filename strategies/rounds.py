@@ -9,56 +9,24 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
-from fedrec_app.errors import FedrecError
+from fedrec_app.errors import FedrecError, StateError
 from fedrec_app.records import Ask, num_bytes
+from strategies.progress import Progress as Progress
+from strategies.progress import RoundRecord as RoundRecord
 
 SHORTEST_PAUSE, USUAL_PAUSE, LONGEST_PAUSE = 0.005, 0.1, 3.0
 """Seconds between asking for replies in vain and asking again: doubled from the first to the second; and ten times what
 asking takes, up to the third, so that a grid that is far away is not asked all the time."""
 MOST_AT_ONCE = 32
 """Replies that may be there at a time, unread."""
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What one round did: times in seconds, traffic in bytes of payload over all nodes."""
-
-    round: int
-    seconds: float
-    train: dict[str, Any]
-    validation: dict[str, Any] | None
-    bytes_down: int
-    bytes_up: int
-
-
-@dataclass
-class Progress:
-    """A run so far.
-
-    Attributes:
-        arrays: the parameters after the last round.
-        best_arrays: the parameters of the best round on validation; the last ones where nothing was validated.
-        best_round: that round; 0 before any.
-        best_value: its validation metric.
-        rounds: a record of each round.
-        stopped_early: whether validation stopped improving before the last round.
-    """
-
-    arrays: ArrayRecord
-    best_arrays: ArrayRecord
-    best_round: int = 0
-    best_value: float = float("-inf")
-    rounds: list[RoundRecord] = field(default_factory=list)
-    stopped_early: bool = False
 
 
 class Hooks(Protocol):
@@ -170,9 +138,14 @@ def run_rounds(
     evaluate_every: int = 1,
     metric: str = "ndcg@10",
     early_stopping_rounds: int = 0,
+    choose: Literal["best", "last"] = "best",
     hooks: Hooks | None = None,
+    resume: Progress | None = None,
 ) -> Progress:
     """Returns the run after its last round.
+
+    A strategy may have a method `stops(server_round) -> str`. It is asked why that round may not start any more, more
+    than once a round; "" to go on. The run then ends with the rounds it has.
 
     Args:
         strategy: any Flower strategy of the message API.
@@ -184,43 +157,50 @@ def run_rounds(
         evaluate_config: sent to the nodes that evaluate.
         evaluate_fn: Flower's evaluation on the server, called before the first round and after each.
         evaluate: takes the place of the strategy's own configure_evaluate and aggregate_evaluate.
-        evaluate_every: validate each n-th round, and the last.
+        evaluate_every: validate each n-th round, and the last; 0: no round at all.
         metric: validation metric that chooses the best round.
         early_stopping_rounds: stop when a validation finds the best round this many rounds ago; 0: never.
+        choose: "last": the last round is the best one, whatever validation says, and none stops the run early.
         hooks: what to do after each round.
+        resume: the rounds that are over: the run goes on after them, and changes this object. `initial_arrays` are not
+            used then.
 
     Raises:
-        FedrecError: no round changed the parameters.
+        FedrecError: no round changed the parameters, or the strategy does not allow the first one.
+        StateError: a file that the strategy needs is damaged or cannot be written.
     """
-    progress = Progress(initial_arrays, initial_arrays)
-    changed = False
+    progress = resume or Progress(initial_arrays, initial_arrays)
     failures: Counter[str] = Counter()
     judge = evaluate or _own_evaluation(strategy, grid, timeout)
-    if evaluate_fn is not None:
+    stops = getattr(strategy, "stops", _never)
+    if evaluate_fn is not None and resume is None:
         evaluate_fn(0, initial_arrays)
-    for server_round in range(1, num_rounds + 1):
+    for server_round in range(progress.last_round + 1, num_rounds + 1):
+        if _ends(progress, stops(server_round), early_stopping_rounds, metric):
+            break
         began = time.perf_counter()
         config = ConfigRecord(dict(train_config or {}))
-        config[Ask.KEEP_ROUND] = progress.best_round
+        config[Ask.KEEP_ROUND] = _to_keep(progress)
         messages = strategy.configure_train(server_round, progress.arrays, config, grid)
         replies = getattr(strategy, "exchange", Exchange)(grid, messages, timeout)
         arrays, trained, failure = _aggregated(strategy, server_round, replies)
         down, up = replies.bytes_down, replies.bytes_up
         if arrays is not None:
-            progress.arrays, changed = arrays, True
+            progress.arrays, progress.stepped = arrays, True
         if failure is not None:
             what = f"{type(failure).__name__}: {failure}"
             trace = None if what in failures else failure
             failures[what] += 1
             log(WARNING, "round %s skipped: the strategy failed with %s", server_round, what, exc_info=trace)
         validation = None
-        if server_round % evaluate_every == 0 or server_round == num_rounds:
+        is_last = server_round == num_rounds or bool(stops(server_round + 1))
+        if evaluate_every and (is_last or server_round % evaluate_every == 0):
             config = ConfigRecord(dict(evaluate_config or {}))
             validation, more_down, more_up = judge(server_round, progress.arrays, config)
             down, up = down + more_down, up + more_up
         if evaluate_fn is not None:
             evaluate_fn(server_round, progress.arrays)
-        _keep_best(progress, server_round, validation, metric)
+        _keep_best(progress, server_round, validation, metric, choose)
         seconds = time.perf_counter() - began
         record = RoundRecord(
             server_round, seconds, dict(trained or {}), dict(validation) if validation else None, down, up
@@ -228,17 +208,43 @@ def run_rounds(
         progress.rounds.append(record)
         if hooks is not None:
             hooks.on_round(record, progress)
-        if early_stopping_rounds and validation and server_round - progress.best_round >= early_stopping_rounds:
-            log(INFO, "stopped after round %s: no better %s since round %s", server_round, metric, progress.best_round)
-            progress.stopped_early = True
-            break
-    if not changed:
+    if not progress.stepped:
         raise FedrecError(
             f"none of the {len(progress.rounds)} rounds took a step: {_reasons(progress.rounds, failures)}"
         )
     if progress.best_round == 0:
-        progress.best_round, progress.best_arrays = len(progress.rounds), progress.arrays
+        progress.best_round, progress.best_arrays = progress.last_round, progress.arrays
     return progress
+
+
+def _never(server_round: int) -> str:
+    """Returns that nothing speaks against a round."""
+    return ""
+
+
+def _ends(progress: Progress, why: str, early_stopping_rounds: int, metric: str) -> bool:
+    """Returns whether no further round is to start, and notes the reason.
+
+    Asked before a round and not after one, so that a run that is resumed ends where it would have ended.
+    """
+    if early_stopping_rounds and progress.rounds and progress.rounds[-1].validation:
+        progress.stopped_early = progress.last_round - progress.best_round >= early_stopping_rounds
+        if progress.stopped_early:
+            since = f"no better {metric} since round {progress.best_round}"
+            log(INFO, "stopped after round %s: %s", progress.last_round, since)
+            return True
+    if why and not progress.rounds:
+        raise FedrecError(f"not even the first round may start: {why}")
+    if why:
+        log(INFO, "stopped after round %s: %s", progress.last_round, why)
+        progress.stopped_why = why
+    return bool(why)
+
+
+def _to_keep(progress: Progress) -> int | list[int]:
+    """Returns whose private state the nodes must keep: a round, or several where there are checkpoints."""
+    rounds = {progress.best_round, *progress.keep_rounds}
+    return sorted(rounds) if progress.keep_rounds else progress.best_round
 
 
 def _reasons(rounds: Iterable[RoundRecord], failures: Counter[str]) -> str:
@@ -253,10 +259,15 @@ def _reasons(rounds: Iterable[RoundRecord], failures: Counter[str]) -> str:
     return "; ".join(reasons) or "no node was asked or none answered"
 
 
-def _keep_best(progress: Progress, server_round: int, validation: MetricRecord | None, metric: str) -> None:
+def _keep_best(
+    progress: Progress, server_round: int, validation: MetricRecord | None, metric: str, choose: str
+) -> None:
     value = (validation or {}).get(metric)
-    if isinstance(value, float) and value > progress.best_value + 1e-9:  # not by a rounding of sums
-        progress.best_round, progress.best_value, progress.best_arrays = server_round, value, progress.arrays
+    better = isinstance(value, float) and value > progress.best_value + 1e-9  # not by a rounding of sums
+    if isinstance(value, float) and (better or choose == "last"):
+        progress.best_value = value
+    if better or choose == "last":
+        progress.best_round, progress.best_arrays = server_round, progress.arrays
 
 
 def _aggregated(
@@ -267,6 +278,8 @@ def _aggregated(
     failure = None
     try:
         arrays, metrics = strategy.aggregate_train(server_round, _readable(replies, strategy))
+    except StateError:
+        raise  # a file of this run, such as the privacy ledger, is not as it must be: no later round could do better
     except Exception as error:
         if replies.failure is not None:
             raise

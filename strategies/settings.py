@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedrec_app.privacy.budget import UserLevel
 from fedrec_app.schedules import Schedule
 
 
@@ -23,6 +24,7 @@ class Settings:
         local_optimizer: what units take their local steps with.
         one_step: whether every unit takes one local step and no more.
         user_fraction: share of a node's users that train in a round.
+        privacy: what user-level differential privacy asks for; None: nothing.
     """
 
     seed: int = 0
@@ -35,3 +37,4 @@ class Settings:
     local_optimizer: str = "sgd"
     one_step: bool = False
     user_fraction: float = 1.0
+    privacy: UserLevel | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -90,6 +91,9 @@ class Expected:
         max_weight: node id -> largest weight that the node may claim: what it said of itself in the roll-call, so a
             bound on changing one's story and not on lying from the start.
         scalars: further sums of numbers, none of them negative, that a client part sends.
+        signed: further sums of numbers that may be negative.
+        max_norm: node id -> largest L2 norm of the node's deltas over all parameters together; who is not named has
+            none.
         controls: whether "control/<name>" arrays come beside the deltas.
         rounds: node id -> the round that this node was asked for, of those to whom `server_round` does not apply.
         lasting: whoever does not reply in this round may do so in a later one.
@@ -102,6 +106,8 @@ class Expected:
     partitions: Mapping[int, int]
     max_weight: Mapping[int, float]
     scalars: tuple[str, ...] = ()
+    signed: tuple[str, ...] = ()
+    max_norm: Mapping[int, float] = field(default_factory=dict)
     controls: bool = False
     rounds: Mapping[int, int] = field(default_factory=dict)
     lasting: bool = False
@@ -139,7 +145,7 @@ class Intake:
         self._open = read or read_update
         self.dropped: dict[str, int] = {}
         self.details: list[str] = []
-        self.scalars: dict[str, list[float]] = {key: [] for key in (*_SCALARS, *expected.scalars)}
+        self.scalars: dict[str, list[float]] = {key: [] for key in (*_SCALARS, *expected.scalars, *expected.signed)}
         self.partitions: list[int] = []
         self._expected = expected
         self._seen: set[int] = set()
@@ -195,7 +201,7 @@ def opened(message: Message, expected: Expected) -> tuple[Arrays, dict[str, floa
         arrays = from_record(record)
     except Exception as error:  # whatever a hostile payload makes numpy raise
         raise BadReply("unreadable", _one_line(str(error))) from None
-    scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS), expected.scalars)
+    scalars = _check_scalars(metrics, expected.max_weight.get(node, MAX_UNITS), expected)
     return arrays, scalars, expected.partitions[node]
 
 
@@ -219,6 +225,7 @@ def read_update(message: Message, expected: Expected) -> Update:
             _check_count(name, count, scalars[Said.WEIGHT])
         if (control := arrays.get(CONTROL + name)) is not None:
             _check_array(CONTROL + name, control, param.shape, param.dtype)
+    _check_norm(arrays, expected.max_norm.get(message.metadata.src_node_id, math.inf))
     base_round = expected.asked_round(message.metadata.src_node_id) - 1
     return Update(arrays, scalars, partition, base_round, num_rows)
 
@@ -263,17 +270,26 @@ def _check_count(name: str, count: NDArray, weight: float) -> None:
         )
 
 
+def _check_norm(arrays: Arrays, largest: float) -> None:
+    if largest == math.inf:
+        return
+    squares = (np.sum(np.square(a, dtype=np.float64)) for name, a in arrays.items() if name.startswith(DELTA))
+    norm = math.sqrt(math.fsum(map(float, squares)))
+    if norm > largest:
+        raise BadReply("too-long", f"its deltas have norm {norm:.6g}, those of its users cannot exceed {largest:.6g}")
+
+
 _SCALARS = (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES, Said.LOSS)
 
 
-def _check_scalars(metrics: Mapping[str, object], max_weight: float, more: tuple[str, ...]) -> dict[str, float]:
+def _check_scalars(metrics: Mapping[str, object], max_weight: float, expected: Expected) -> dict[str, float]:
     scalars: dict[str, float] = {}
-    for key in (*_SCALARS, *more):
+    for key in (*_SCALARS, *expected.scalars, *expected.signed):
         value = metrics.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_SCALAR:
             raise BadReply("bad-scalar", f"{key} is {value!r}: a number up to {MAX_SCALAR:.0e} is expected")
         scalars[key] = float(value)
-        if key in more and value < 0:
+        if key in expected.scalars and value < 0:
             raise BadReply("bad-scalar", f"{key} is {value!r}: a sum of numbers that are not negative is expected")
     for key in (Said.WEIGHT, Said.NUM_USERS, Said.NUM_EXAMPLES):
         if not 0 <= scalars[key] <= MAX_UNITS:

@@ -86,6 +86,7 @@ class Recommender(nn.Module):
         couples_users: a user's loss depends on other users of the node; refused with `train.unit = "user"`.
         factorization: says that the model is one that compiled loops can train.
         recipe: setting -> the model's own value, for every setting left at "auto".
+        private_recipe: what goes over the recipe under user-level privacy.
         Options: the schema of `model.options`.
         api_version: the `API_VERSION` that a plug-in was written for.
 
@@ -106,6 +107,7 @@ class Recommender(nn.Module):
     crop: float = 0.0
     sequence_rules: SequenceRules = SequenceRules()
     recipe: ClassVar[Mapping[str, Scalar]] = {}
+    private_recipe: ClassVar[Mapping[str, Scalar]] = {}
     Options: ClassVar[type[ModelOptions]] = ModelOptions
 
     def __init__(self, embedding_dim: int, options: Any) -> None:

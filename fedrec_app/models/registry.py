@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
-from fedrec_app.config import ModelConfig, RunConfig, parse_options, validate_options
+from fedrec_app.config import ModelConfig, RunConfig, Scalar, parse_options, validate_options
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Recommender
 from fedrec_app.plugins import Registry, plug_in_code
@@ -38,7 +39,18 @@ def resolved(flat: Mapping[str, object]) -> RunConfig:
         ConfigError: a setting is wrong, or there is no such model.
     """
     asked = RunConfig.from_flat(flat)
-    return asked.resolve(model_class(asked.model.name).recipe)
+    found = model_class(asked.model.name)
+    return asked.resolve({**found.recipe, **_private_recipe(found, asked.privacy.unit)})
+
+
+def _private_recipe(found: type[Recommender], unit: str) -> Mapping[str, Scalar]:
+    """Returns what goes over a model's recipe under differential privacy."""
+    if unit == "user":
+        return {"train.unit": "user", "strategy.name": "dp-fedavg", "strategy.options": "{}", **found.private_recipe}
+    if unit == "example" and "strategy.options" in found.recipe:
+        options = parse_options(str(found.recipe["strategy.options"]), "strategy.options")
+        return {"train.unit": "node", "strategy.options": json.dumps({**options, "weighting": "users"})}
+    return {}
 
 
 def make_model(config: ModelConfig) -> Recommender:

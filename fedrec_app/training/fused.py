@@ -35,8 +35,7 @@ def has_kernel(job: Job, users: NDArray[np.int64]) -> bool:
         return False
     if factors.unobserved_weight is None:
         return plan.proximal_mu == 0
-    plain = plan.part is None and not plan.clip_norm
-    return job.model.solves_private and plain and bool((job.steps(users) == 1).all())
+    return job.model.solves_private and plan.part is None and bool((job.steps(users) == 1).all())
 
 
 def fused(job: Job, users: NDArray[np.int64]) -> None:
@@ -63,6 +62,7 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
     cohort, plan, sums = job.cohort, job.plan, job.sums
     table = job.shared[item_name].numpy()
     losses, weights, factors_of = np.zeros(len(users)), job.weights(users), job.factors(users)
+    norms = np.zeros(len(users))
     counts = item_name in sums.count
     parts = job.parts(users)
 
@@ -75,7 +75,7 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
             cohort.never_negative.indptr, cohort.never_negative.items, table, job.rows[user_name],
             np.float32(plan.learning_rate), np.float32(plan.private_learning_rate if job.moves_private else 0.0),
             plan.num_negatives, plan.local_epochs, plan.batch_size, weights[start:stop], factors_of[start:stop],
-            plan.clip_norm, delta, count, losses[start:stop],
+            plan.clip_norm, delta, count, losses[start:stop], norms[start:stop],
         )  # fmt: skip
         return delta, count
 
@@ -84,7 +84,8 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
             sums.delta[item_name] += delta
             if counts:
                 sums.count[item_name] += count
-    job.tally(users, losses)
+    kept = job.judge(users, norms) if plan.clip_norm else slice(None)
+    job.tally(users[kept], losses[kept])
 
 
 @njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
@@ -109,6 +110,7 @@ def _cohort(
     delta: NDArray[np.float64],
     count: NDArray[np.float64],
     losses: NDArray[np.float64],
+    norms: NDArray[np.float64],
 ) -> None:
     """Trains some users of a cohort one after the other.
 
@@ -125,6 +127,8 @@ def _cohort(
         delta: (num_items, d) what deltas are added to.
         count: (num_items,) what weights are added to at items that were met, or (0,).
         losses: (n,) mean losses, written.
+        norms: (n,) norms of deltas before clipping, written where deltas are clipped; who has none that is finite adds
+            nothing.
     """
     num_items, d = table.shape
     longest = 0
@@ -207,12 +211,23 @@ def _cohort(
         factor = factors[n]
         if clip_norm > 0:
             square = 0.0
-            for p in range(num_met):
+            if one_step:  # slopes times one row
+                of_slopes = of_row = 0.0
+                for p in range(num_met):
+                    change = np.float64(rate * slopes[p])
+                    of_slopes += change * change
                 for c in range(d):
-                    change = -rate * slopes[p] * start[c] if one_step else copies[p, c] - table[met[p], c]
-                    wide = np.float64(change)
-                    square += wide * wide
-            factor *= min(1.0, clip_norm / (math.sqrt(square) + 1e-6))
+                    of_row += np.float64(start[c]) * np.float64(start[c])
+                square = of_slopes * of_row
+            else:
+                for p in range(num_met):
+                    for c in range(d):
+                        change = np.float64(copies[p, c] - table[met[p], c])
+                        square += change * change
+            norms[n] = math.sqrt(square)
+            if not math.isfinite(square):
+                continue
+            factor *= min(1.0, clip_norm / (norms[n] + 1e-6))
         for p in range(num_met):
             item = met[p]
             if one_step:

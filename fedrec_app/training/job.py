@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from fedrec_app.data.cohort import Cohort
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Batch, Recommender
 from fedrec_app.threads import even_parts
-from fedrec_app.training import sampling, sequences
+from fedrec_app.training import batches, sampling, sequences
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
 from fedrec_app.training.private_rows import moves_private
 
@@ -30,6 +30,7 @@ class Job:
         rows: private rows and optimiser states of the cohort; changed in place.
         plan: what to do.
         sums: what the engine adds to.
+        dropped: users whose deltas were not finite and add nothing, where deltas are clipped; engines append to it.
     """
 
     model: Recommender
@@ -38,6 +39,7 @@ class Job:
     rows: Arrays
     plan: FitPlan
     sums: FitSums
+    dropped: list[NDArray[np.int64]] = field(default_factory=list)
 
     @property
     def base(self) -> np.uint64:
@@ -56,6 +58,13 @@ class Job:
         model = self.model
         return not model.whole_catalog and (model.sampling != "sequence" or model.sequence_rules.negatives > 0)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers the shared parameters hold outside of item tables, and in these for each item."""
+        tables = set(self.model.row_names())
+        fixed = sum(tensor.numel() for name, tensor in self.shared.items() if name not in tables)
+        return fixed, sum(tensor[0].numel() for name, tensor in self.shared.items() if name in tables)
+
     def samples(self, users: NDArray[np.int64]) -> tuple[Histories, NDArray[np.int64], NDArray[np.bool_]]:
         """Returns what these users did, (epochs * num_rows, 1 + k) their samples of one epoch after the other, and who
         has no negatives; see `draw_epoch`."""
@@ -70,6 +79,39 @@ class Job:
     def sequences(self, users: NDArray[np.int64], epoch: int) -> Batch:
         """Returns the batch of these users' sequences in an epoch."""
         return sequences.make(self.base, epoch, self.cohort.keys[users], self.cohort.train.select(users), self.model)
+
+    def whole(self, users: NDArray[np.int64]) -> tuple[Batch, NDArray[np.int64]]:
+        """Returns the batch of an only epoch whose units are these users, each with all that he has, and the items that
+        it numbers: those that they met together, or all of them."""
+        met = np.arange(self.cohort.num_items)
+        if self.model.sampling == "sequence":
+            batch = self.sequences(users, 0)
+            if not self.cuts_tables:
+                return batch, met
+            (batch,), lists = sequences.renumber([batch], self.cohort.num_items, together=True)
+            return batch, lists.items
+        train, samples, no_negatives = self.samples(users)
+        if self.cuts_tables:
+            _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, self.cohort.num_items)
+        return batches.whole_users(samples, train, no_negatives), met
+
+    def weights_met(self, batch: Batch, weights: NDArray[np.float64], met: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns (len(met),) the sum of the weights of the users who met each of these items.
+
+        Args:
+            batch, met: from `whole`.
+            weights: (num_users,) of the batch's users.
+        """
+        if not self.cuts_tables:
+            return np.full(len(met), weights.sum())
+        if self.model.sampling == "sequence":
+            items = sequences.met(batch)
+            there = np.ones(items.shape, dtype=np.bool_)
+        else:
+            items, there = batch["items"].numpy(), batch["weights"].numpy() > 0
+        unit, cell = np.nonzero(there)
+        pairs = np.unique(unit * len(met) + items[unit, cell])
+        return np.asarray(np.bincount(pairs % len(met), weights[pairs // len(met)], len(met)), dtype=np.float64)
 
     def weights(self, users: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns (num_users,) the weight of each user's delta: examples, or 1 by any rule that counts users once."""
@@ -106,6 +148,19 @@ class Job:
         lengths = self.cohort.train.lengths[users]
         worth = int(lengths.sum()) // self.cohort.num_items
         return even_parts(lengths, max(1, min(torch.get_num_threads(), worth)))
+
+    def judge(self, users: NDArray[np.int64], norms: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Returns (num_users,) whose deltas are finite; counts whose are not clipped, and notes whose are not finite.
+
+        Args:
+            users: positions.
+            norms: (num_users,) of their deltas before clipping.
+        """
+        finite = np.isfinite(norms)
+        self.sums.centred_unclipped += int((norms[finite] <= self.plan.clip_norm).sum()) - 0.5 * len(users)
+        self.sums.num_not_finite += int((~finite).sum())
+        self.dropped.append(users[~finite])
+        return finite
 
     def tally(self, users: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
         """Adds users to the sums: their weights, numbers and (num_users,) mean losses."""

@@ -1,7 +1,7 @@
 """Users who take one plain gradient step: a block of them in one forward and one backward pass, any model.
 
-The sum of their deltas is the gradient of the weighted sum of their losses, so nobody's own delta is ever made. Who
-needs it, to clip it for instance, takes `several_steps`.
+The sum of their deltas is the gradient of the weighted sum of their losses, so nobody's own delta is ever made. Where
+deltas are clipped there has to be one of each: see `clipped_one_step`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from fedrec_app.models.base import Batch
-from fedrec_app.training import batches, sampling, sequences
+from fedrec_app.training import batches, sequences
+from fedrec_app.training.clipped_one_step import fit_clipped
 from fedrec_app.training.job import Job
 from fedrec_app.training.private_rows import blocks, put, step_rows, take
 
@@ -20,8 +20,8 @@ from fedrec_app.training.private_rows import blocks, put, step_rows, take
 def takes_one_step(job: Job, users: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Returns (num_users,) whether a user's delta is one gradient and nothing else."""
     plan = job.plan
-    plain = plan.optimizer == "sgd" and plan.part is None and not plan.clip_norm and not plan.max_grad_norm
-    return (job.steps(users) == 1) & plain
+    plain = plan.optimizer == "sgd" and plan.part is None and not plan.max_grad_norm
+    return (job.steps(users) == 1) & plain & (not plan.clip_norm or not plan.weight_decay)
 
 
 def one_step(job: Job, users: NDArray[np.int64]) -> None:
@@ -41,25 +41,15 @@ def one_step(job: Job, users: NDArray[np.int64]) -> None:
         scored = sequences.num_scored(job.model, job.cohort.num_items)
         cells = np.minimum(cells, job.model.max_length) * (1 + scored // 64)
     for block in blocks(users, cells, job.plan.device):
-        _fit_block(job, block)
+        (fit_clipped if job.plan.clip_norm else _fit_block)(job, block)
 
 
 def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
     model, plan, sums = job.model, job.plan, job.sums
-    met = np.arange(job.cohort.num_items)
     # Of item tables only the rows that the block meets are differentiated.
-    if model.sampling == "sequence":
-        batch = job.sequences(users, 0)
-        if job.cuts_tables:
-            (batch,), lists = sequences.renumber([batch], job.cohort.num_items, together=True)
-            met = lists.items
-    else:
-        train, samples, no_negatives = job.samples(users)
-        if job.cuts_tables:
-            _, met = sampling.rename(samples, np.array([0, len(samples)]), 1, job.cohort.num_items)
-        batch = batches.whole_users(samples, train, no_negatives)
+    batch, met = job.whole(users)
     weights = job.weights(users)
-    counted = _weights_met(batch, weights, met, job) if sums.count or plan.weight_decay else None
+    counted = job.weights_met(batch, weights, met) if sums.count or plan.weight_decay else None
     batch = batches.to(batch, plan.device)
     tables, places = set(model.row_names()), torch.from_numpy(met).to(plan.device)
     local = {
@@ -91,17 +81,3 @@ def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
     for name in sums.count:
         sums.count[name][met] += counted
     job.tally(users, losses.detach().cpu().double().numpy())
-
-
-def _weights_met(batch: Batch, weights: NDArray[np.float64], met: NDArray[np.int64], job: Job) -> NDArray[np.float64]:
-    """Returns (len(met),) the sum of the weights of the users who met each of these items."""
-    if not job.cuts_tables:
-        return np.full(len(met), weights.sum())
-    if job.model.sampling == "sequence":
-        items = sequences.met(batch)
-        there = np.ones(items.shape, dtype=np.bool_)
-    else:
-        items, there = batch["items"].numpy(), batch["weights"].numpy() > 0
-    unit, cell = np.nonzero(there)
-    pairs = np.unique(unit * len(met) + items[unit, cell])
-    return np.asarray(np.bincount(pairs % len(met), weights[pairs // len(met)], len(met)), dtype=np.float64)

@@ -40,8 +40,11 @@ class FitPlan:
             `torch.nn.utils.clip_grad_norm_`; 0: none. A user's step has one norm over his copy of the shared parameters
             and his private rows, a pooled node's over its copy and the private rows of the mini-batch. Steps that move
             private rows alone (reconstruction, fold-in) are not bounded.
-        clip_norm: bound on the L2 norm of each user's delta over all shared parameters, before it is weighted, by
-            Opacus' factor min(1, clip_norm / (norm + 1e-6)); 0: none.
+        clip_norm: bound on the L2 norm of each user's delta over all shared parameters together, by Opacus' factor
+            min(1, clip_norm / (norm + 1e-6)); 0: none. A user whose delta is not finite then adds nothing to any sum
+            and keeps the private rows that he had. No user may weigh more than 1.
+        secret_rate: chance of each user to take part, drawn anew from the operating system's entropy, in place of
+            `user_fraction`; 0: the round is not private.
         device: where torch computes.
         part: what the run's strategy changes in local training.
     """
@@ -62,6 +65,7 @@ class FitPlan:
     proximal_mu: float = 0.0
     max_grad_norm: float = 0.0
     clip_norm: float = 0.0
+    secret_rate: float = 0.0
     device: str = "cpu"
     part: ClientPart | None = None
 
@@ -109,6 +113,10 @@ class FitSums:
         delta: weighted sums of deltas by shared parameter.
         count: sums of weights by row, of parameters with a row an item.
         weight, num_users, num_examples, loss: sums of weights, users, training interactions, and loss over them.
+        centred_unclipped: sum over users of 1[norm of the delta <= clip_norm] - 1/2, where deltas are clipped: half as
+            sensitive to any user as the number of those not clipped (Andrew et al., Differentially Private Learning
+            with Adaptive Clipping, NeurIPS 2021, section 3). A delta that is not finite counts as clipped.
+        num_not_finite: users who were dropped because their deltas were not finite, where deltas are clipped.
         scalars: further sums, by name, and
         controls: weighted arrays by shared parameter, of the strategy's client part.
     """
@@ -119,6 +127,8 @@ class FitSums:
     num_users: int = 0
     num_examples: int = 0
     loss: float = 0.0
+    centred_unclipped: float = 0.0
+    num_not_finite: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
     controls: Arrays = field(default_factory=dict)
 

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
 from fedrec_app.compiled import njit
 from fedrec_app.data.histories import Histories
 from fedrec_app.models.base import Batch
 from fedrec_app.training import batches, optimizers, sampling, sequences
+from fedrec_app.training.clipped_sums import add_clipped_copies
 from fedrec_app.training.job import Job
+from fedrec_app.training.one_user import loss_of_one
 from fedrec_app.training.plan import FitPlan
 from fedrec_app.training.private_rows import put, take
 
@@ -45,9 +47,7 @@ def several_steps(job: Job, users: NDArray[np.int64]) -> None:
 
 def _floats(job: Job, users: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns (num_users,) about how many numbers each user needs to be trained."""
-    tables, plan = set(job.model.row_names()), job.plan
-    row = sum(tensor[0].numel() for name, tensor in job.shared.items() if name in tables)
-    fixed = sum(tensor.numel() for name, tensor in job.shared.items() if name not in tables)
+    plan, (fixed, row) = job.plan, job.sizes
     lengths, num_items = job.cohort.train.lengths[users], job.cohort.num_items
     samples = lengths * (1 + plan.num_negatives)
     batch = np.minimum(samples, plan.batch_size * (1 + plan.num_negatives)) if plan.batch_size else samples
@@ -175,8 +175,15 @@ def _fit_chunk(job: Job, users: NDArray[np.int64]) -> None:
     losses = _take_steps(job, chunk, start, local, states, own, own_states)
     if job.moves_private:
         put(job.rows, users, own, own_states)
-    _add_up(job, chunk, local, losses_before)
-    job.tally(users, losses.cpu().double().numpy() / (plan.local_epochs * chunk.train.lengths))
+    kept = np.ones(len(users), dtype=np.bool_)
+    if plan.clip_norm:
+        kept = add_clipped_copies(job, users, local, chunk.met)
+    else:
+        _add_up(job, chunk, local, losses_before)
+    for count in job.sums.count.values():
+        weights = kept * job.weights(users)
+        count += np.bincount(chunk.met.items, np.repeat(weights, chunk.met.lengths), len(count))
+    job.tally(users[kept], (losses.cpu().double().numpy() / (plan.local_epochs * chunk.train.lengths))[kept])
 
 
 def _take_steps(
@@ -186,7 +193,7 @@ def _take_steps(
     """Moves the stacks through all steps, in the dictionaries given; returns (U,) losses summed over positives."""
     plan = job.plan
     total = torch.zeros(len(chunk.users), device=plan.device)
-    gradient = vmap(grad_and_value(_loss_of_one, argnums=1), in_dims=(None, 0, 0))
+    gradient = vmap(grad_and_value(loss_of_one, argnums=1), in_dims=(None, 0, 0))
     for step in range(int(chunk.steps[0])):
         active = int(np.searchsorted(-chunk.steps, -step, side="left"))
         batch, positives = chunk.batch(step, active, plan.batch_size)
@@ -210,7 +217,7 @@ def _take_steps(
 def _losses(job: Job, chunk: _Chunk | _Sequences, stack: Stack) -> NDArray[np.float64]:
     """Returns (U,) each user's mean loss over the samples of the first epoch."""
     batch, _ = chunk.batch(0, len(chunk.users), 0)
-    losses = vmap(_loss_of_one, in_dims=(None, 0, 0))(job.model, stack, batches.to(batch, job.plan.device))
+    losses = vmap(loss_of_one, in_dims=(None, 0, 0))(job.model, stack, batches.to(batch, job.plan.device))
     return losses.detach().cpu().double().numpy()
 
 
@@ -224,13 +231,6 @@ def _clipped(job: Job, chunk: _Chunk | _Sequences, grads: Stack, active: int) ->
         filled = torch.arange(moving[name].shape[1], device=job.plan.device) < lengths[:, None]
         moving[name] = moving[name] * filled.reshape(*filled.shape, *([1] * (moving[name].ndim - 2)))
     return optimizers.clip(moving, job.plan.max_grad_norm, each=True)
-
-
-def _loss_of_one(model: torch.nn.Module, params: Stack, batch: Batch) -> Tensor:
-    """Returns the loss of one user: his own parameters, a private row each, and his batch without the unit axis."""
-    private = set(model.private_names())  # type: ignore[operator]
-    mine = {name: tensor[None] if name in private else tensor for name, tensor in params.items()}
-    return functional_call(model, mine, ({name: tensor[None] for name, tensor in batch.items()},))[0]
 
 
 def _step(plan: FitPlan, rate: float, stack: Stack, states: dict[str, Stack], grads: Stack, active: int) -> None:
@@ -251,33 +251,26 @@ def _prefix(whole: Tensor, first: Tensor) -> Tensor:
 
 
 def _add_up(job: Job, chunk: _Chunk | _Sequences, local: Stack, losses_before: NDArray[np.float64] | None) -> None:
-    """Adds weighted, perhaps clipped, deltas of the users of a chunk to the sums."""
+    """Adds weighted deltas of the users of a chunk to the sums."""
     sums, tables, met = job.sums, set(job.model.row_names()), chunk.met
-    weights = job.weights(chunk.users)
     after = {name: tensor.cpu().numpy() for name, tensor in local.items()}
     before = {name: tensor.cpu().numpy() for name, tensor in job.shared.items()}
-    clip_norm, squares = job.plan.clip_norm, None
-    if clip_norm or losses_before is not None:
-        squares = np.zeros(len(weights))
+    squares = None
+    if losses_before is not None:
+        squares = np.zeros(len(chunk.users))
         for name, values in after.items():
             if name in tables:
                 _square_rows(squares, met.indptr, met.items, *_flat(before[name], values))
             else:
                 delta = (values - before[name]).reshape(len(values), -1)
                 squares += np.square(delta, dtype=np.float64).sum(1)
-    if clip_norm and squares is not None:
-        clipping = np.minimum(1.0, clip_norm / (np.sqrt(squares) + 1e-6))
-        factors = clipping * job.factors(chunk.users, losses_before, squares * clipping**2)
-    else:
-        factors = job.factors(chunk.users, losses_before, squares)
+    factors = job.factors(chunk.users, losses_before, squares)
     for name, values in after.items():
         total = sums.delta[name]
         if name in tables:
             _add_rows(total.reshape(len(total), -1), met.indptr, met.items, *_flat(before[name], values), factors)
         else:
             total += np.tensordot(factors, (values - before[name]).astype(np.float64), axes=1)
-    for count in sums.count.values():
-        count += np.bincount(met.items, np.repeat(weights, met.lengths), len(count))
 
 
 def _flat(table: NDArray, values: NDArray) -> tuple[NDArray, NDArray]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Recommender
+from fedrec_app.privacy.sampling import poisson
 from fedrec_app.training import sampling
 from fedrec_app.training.fused import fused, has_kernel
 from fedrec_app.training.job import Job
@@ -37,15 +38,24 @@ def fit_users(
         plan: what to do.
         engine: trains all of them; the fastest that can do it for each of them when absent. The mathematics is the
             same.
+
+    Raises:
+        ValueError: deltas are to be clipped and then weighted, which would undo the bound.
     """
+    if plan.clip_norm:
+        _refuse_weights(plan)
     frozen = load_shared(model, shared, plan.device)
     sums = FitSums.zeros(shared, model.row_names() if plan.weighting == "rows" else [])
     users = participants(cohort, plan)
+    begun = {name: array[users] for name, array in rows.items()} if plan.clip_norm else {}
     fit_private(model, frozen, rows, cohort, users, plan, plan.private_epochs, "private", serving=False)
     job = Job(model, cohort, frozen, rows, plan, sums)
     for chosen, members in [(engine, users)] if engine else engines(job, users):
         if len(members):
             _RUN[chosen](job, members)
+    for dropped in job.dropped:
+        for name, array in begun.items():
+            rows[name][dropped] = array[np.searchsorted(users, dropped)]
     return sums
 
 
@@ -62,12 +72,23 @@ def engines(job: Job, users: NDArray[np.int64]) -> list[tuple[Engine, NDArray[np
 
 
 def participants(cohort: Cohort, plan: FitPlan) -> NDArray[np.int64]:
-    """Returns the users that take part in this round: drawn from (seed, round, user), with something to train on."""
+    """Returns the users that take part in this round, with something to train on: drawn from (seed, round, user), or in
+    secret where the plan has a rate for that."""
     users = np.flatnonzero(cohort.train.lengths > 0)
+    if plan.secret_rate > 0:
+        return users[poisson(len(users), plan.secret_rate)]
     if plan.user_fraction >= 1:
         return users
     base = sampling.sampling_base(plan.seed, plan.server_round, "users")
     return users[sampling.one_number(base, cohort.keys[users]) < plan.user_fraction]
+
+
+def _refuse_weights(plan: FitPlan) -> None:
+    how = "weighting 'examples'" if plan.weighting == "examples" else ""
+    if plan.part is not None and plan.part.weighs():
+        how = type(plan.part).__name__
+    if how:
+        raise ValueError(f"clip_norm bounds what one user moves: {how} would weigh him by more than 1")
 
 
 def load_shared(model: Recommender, shared: Arrays, device: str = "cpu") -> dict[str, Tensor]:

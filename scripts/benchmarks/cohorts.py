@@ -121,15 +121,21 @@ def _lists(
 
 def mf_task(cohort: Cohort, embedding_dim: int = 32) -> Task:
     """Returns matrix factorisation with sampled negatives on these users."""
-    return _task(MatrixFactorization(embedding_dim, MatrixFactorization.Options(loss="bce", init_std=0.1)), cohort)
+    return task_of(MatrixFactorization(embedding_dim, MatrixFactorization.Options(loss="bce", init_std=0.1)), cohort)
 
 
 def neumf_task(cohort: Cohort, embedding_dim: int = 32) -> Task:
     """Returns NeuMF with a perceptron 64-32-16-8 (for 32 dimensions) on these users."""
-    return _task(NeuMF(embedding_dim, NeuMF.Options(layers=(32, 16, 8))), cohort)
+    return task_of(NeuMF(embedding_dim, NeuMF.Options(layers=(32, 16, 8))), cohort)
 
 
-def _task(model: Recommender, cohort: Cohort) -> Task:
+def task_of(model: Recommender, cohort: Cohort) -> Task:
+    """Returns what these users train, with new parameters.
+
+    Args:
+        model: not bound yet.
+        cohort: the users.
+    """
     catalog = Catalog.of_ids(f"i{number:07d}" for number in range(cohort.num_items))
     initialise(model, catalog, None, seed=0)
     shared = {name: model.get_parameter(name).detach().numpy().copy() for name in model.shared_names()}

@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from fedrec_app.conformance import giving, require
+from fedrec_app.privacy.budget import Budget, Unwritten, UserLevel
 from fedrec_app.records import Arrays, from_record, to_record
 from strategies.base import RecStrategy
 from strategies.testing.nodes import PARAMS, TABLE, Answer, Nodes, asked_for, honest
@@ -24,6 +25,8 @@ def fresh(make: Make, **settings: Any) -> RecStrategy:
     with giving("its options"):
         strategy = make()
     own = {"seed": 0, "fraction_train": 1.0, "min_nodes": 1, "row_names": (TABLE,), "unit": "user", **settings}
+    if strategy.user_level:  # rules are about what lies under the noise; tests of the mechanism are about the noise
+        own["privacy"] = UserLevel(1e9, num_users=100, budget=Budget(Unwritten(), delta=1e-5))
     strategy.settings = replace(strategy.settings, **own)
     strategy.roster = None
     return strategy

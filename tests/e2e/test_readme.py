@@ -99,7 +99,7 @@ def test_every_command_of_the_readme_works(checkout: Path, ml_100k: Path, flower
         for process in psutil.process_iter(["cmdline", "environ"]):
             if (process.info["environ"] or {}).get("FLWR_HOME") == str(flower_home):
                 process.kill()
-    assert ran == 18
+    assert ran == 21
 
 
 @pytest.mark.parametrize(

@@ -410,6 +410,73 @@ def test_without_any_validation_the_last_round_is_the_best() -> None:
     assert table(progress.best_arrays) == table(progress.arrays) == 4.5
 
 
+def test_a_run_may_validate_nothing_at_all() -> None:
+    grid = Nodes(2)
+    progress, _ = start(grid, 3, evaluate_every=0)
+    assert {kind for kind, _ in grid.asked} == {"query", "train"}
+    assert (progress.best_round, table(progress.best_arrays), progress.best_value) == (3, 4.5, -math.inf)
+
+
+def test_where_the_last_round_is_released_validation_chooses_nothing_and_stops_nothing() -> None:
+    grid = Nodes(3, found=[0.1, 0.5, 0.4, 0.3])
+    progress, hook = start(grid, 4, choose="last", early_stopping_rounds=1)
+    assert hook.best == [1, 2, 3, 4]
+    assert (progress.best_round, progress.best_value, table(progress.best_arrays)) == (4, 0.3, 8.0)
+    asked = [m.content.config_records[CONFIG] for m in grid.sent if m.metadata.message_type == "train"]
+    assert [config[Ask.KEEP_ROUND] for config in asked[::3]] == [0, 1, 2, 3]
+    assert not progress.stopped_early
+
+
+def test_a_skipped_round_that_is_the_last_is_released_with_the_parameters_before_it() -> None:
+    progress, _ = start(Nodes(3, failing({3}, {0, 1, 2})), 3, choose="last")
+    assert (progress.best_round, table(progress.best_arrays)) == (3, 4.0)
+
+
+class Budget(FedAvg):
+    """Allows a number of rounds."""
+
+    allowed = 0
+
+    def stops(self, server_round: int) -> str:
+        return f"round {server_round} is too much" if server_round > self.allowed else ""
+
+
+def with_budget(allowed: int, grid: Nodes, **asked: Any) -> Progress:
+    found = roster()
+    found.wait(grid, 1)
+    strategy = Budget({}, Settings(), found)
+    strategy.allowed = allowed
+    return run_rounds(strategy, grid, to_record(PARAMS), **asked)
+
+
+def test_no_round_starts_that_the_strategy_does_not_allow_and_the_last_one_is_validated() -> None:
+    progress = with_budget(3, Nodes(3), num_rounds=9, evaluate_every=2)
+    assert progress.stopped_why == "round 4 is too much"
+    assert table(progress.arrays) == 6.0
+    assert [record.round for record in progress.rounds if record.validation] == [2, 3]
+    assert not progress.stopped_early
+    assert with_budget(3, Nodes(3), num_rounds=3).stopped_why == ""
+
+
+def test_where_not_even_the_first_round_is_allowed_the_run_fails_with_the_reason() -> None:
+    grid = Nodes(3)
+    with pytest.raises(FedrecError, match="not even the first round may start: round 1 is too much"):
+        with_budget(0, grid, num_rounds=9)
+    assert {kind for kind, _ in grid.asked} == {"query"}
+
+
+def test_nodes_keep_what_goes_with_the_best_round_and_with_every_checkpoint() -> None:
+    class Checkpoints(Hook):
+        def on_round(self, record: RoundRecord, progress: Progress) -> None:
+            progress.keep_rounds = [record.round // 2 * 2] if record.round > 1 else []
+
+    grid, found = Nodes(3, found=[0.5, 0.1, 0.1, 0.1, 0.1]), roster()
+    found.wait(grid, 1)
+    run_rounds(FedAvg({}, Settings(), found), grid, to_record(PARAMS), num_rounds=5, hooks=Checkpoints())
+    asked = [m.content.config_records[CONFIG] for m in grid.sent if m.metadata.message_type == "train"]
+    assert [config[Ask.KEEP_ROUND] for config in asked[::3]] == [0, 1, [1, 2], [1, 2], [1, 4]]
+
+
 def failing(rounds: set[int], who: set[int]) -> Callable[[Reply], None]:
     def change(reply: Reply) -> None:
         if reply.kind == "train" and reply.round in rounds and reply.partition in who:

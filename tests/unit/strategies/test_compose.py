@@ -238,7 +238,7 @@ def test_before_the_nodes_are_known_their_number_is_no_problem() -> None:
 
 def test_every_built_in_strategy_makes_sense_for_pooled_nodes_with_plain_sgd() -> None:
     many = roster(nodes={node: node for node in range(10)})
-    for name in BUILT_IN:
+    for name in set(BUILT_IN) - {"dp-fedavg"}:  # users train alone there
         assert make_strategy(name, {}, NODE, many).nodes_a_round() == 10  # type: ignore[attr-defined]
 
 

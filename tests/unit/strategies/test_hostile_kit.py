@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from strategies.qfedavg import QFedAvg
 from strategies.scaffold import Scaffold
 from strategies.testing import check_hostile_replies
 from strategies.testing.hostile import HOSTILE, hostile_answers
+from strategies.update import Expected
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +51,9 @@ def test_the_cases_follow_what_the_client_part_declares() -> None:
 def test_sums_that_are_not_checked_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = update._check_scalars
 
-    def credulous(metrics: Any, max_weight: float, more: tuple[str, ...]) -> dict[str, float]:
-        return {**right(metrics, max_weight, ()), **{name: float(metrics.get(name, 0.0)) for name in more}}
+    def credulous(metrics: Any, max_weight: float, expected: Expected) -> dict[str, float]:
+        more = {name: float(metrics.get(name, 0.0)) for name in expected.scalars}
+        return {**right(metrics, max_weight, replace(expected, scalars=())), **more}
 
     monkeypatch.setattr(update, "_check_scalars", credulous)
     with pytest.raises(ConformanceError, match=r"no weighted-steps from one of six nodes .*a negative weighted-steps"):

@@ -62,11 +62,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def able(engine: Engine | None, case: str, rule: str, steps: str) -> bool:
     """Returns whether an engine can do a fit, as docs/architecture.md says."""
-    plain = rule in ("plain", "no negatives", "reconstruction")
+    plain = rule in ("plain", "no negatives", "reconstruction", "clipped")
     if engine == "fused":
         if case == "mf all items":
             return steps == "one step" and (plain or rule == "proximal")
-        return case == "mf" and (plain or rule == "clipped")
+        return case == "mf" and plain
     return engine != "one-step" or (steps == "one step" and (plain or rule in ("weight decay", "proximal")))
 
 

@@ -32,7 +32,8 @@ MODELS: dict[str, tuple[type[Recommender], dict[str, Any]]] = {
 }
 CASES: list[tuple[str, FitPlan, list[Engine | None]]] = [
     ("mf", ONE, ["fused", "one-step", "several-steps", None]),
-    ("mf", replace(ONE, clip_norm=0.005), ["fused", "several-steps", None]),
+    ("mf", replace(ONE, clip_norm=0.005, weighting="users"), ["fused", "one-step", "several-steps", None]),
+    ("mf all items", replace(ONE, learning_rate=0.05, clip_norm=0.001, weighting="users"), ["fused", "one-step"]),
     ("mf", SEVERAL, ["fused", "several-steps"]),
     ("mf", replace(SEVERAL, clip_norm=0.01, weighting="users"), ["fused", "several-steps"]),
     ("mf all items", replace(ONE, learning_rate=0.05), ["fused", "one-step", "several-steps"]),

@@ -46,11 +46,13 @@ def test_users_train_as_one_slow_model_each(options: str, rule: str) -> None:
     model, plan = make(**OPTIONS[options]), replace(BASE, **RULES[rule])
     trained = [train_one_user(model, COHORT, user, plan) for user in ACTIVE]
     lengths = COHORT.train.lengths[ACTIVE]
-    single = plan.optimizer == "sgd" and plan.local_epochs == 1 and not plan.clip_norm
+    single = plan.optimizer == "sgd" and plan.local_epochs == 1
     engines: tuple[Engine | None, ...] = (None, "several-steps", "one-step") if single else (None,)
     # Adam divides a gradient by its size: what is nearly zero there shows its rounding.
     rounding = 2e-5 if plan.optimizer == "sgd" else 1e-3
     for weighting, weights in (("examples", lengths), ("rows", np.ones(len(ACTIVE)))):
+        if weighting == "examples" and plan.clip_norm:
+            continue
         for engine in engines:
             sums = fit_users(model, COHORT, shared_of(model), {}, replace(plan, weighting=weighting), engine)
             for name, found in sums.delta.items():

@@ -122,7 +122,7 @@ def test_users_give_the_same_sums_alone_and_together(options: str, rule: str) ->
 
 @pytest.mark.parametrize("rule", RULES)
 def test_with_negatives_rows_that_a_user_does_not_meet_stay_as_they_were(rule: str) -> None:
-    model, plan = make(dropout=0.2, negatives=3, crop=0), replace(BASE, **RULES[rule])
+    model, plan = make(dropout=0.2, negatives=3, crop=0), replace(BASE, weighting="users", **RULES[rule])
     for user in ACTIVE:
         found = fit_users(model, COHORT.select(np.array([user])), shared_of(model), {}, plan).delta["item_embedding"]
         met = met_by(model, user, plan)

@@ -61,6 +61,10 @@ def test_the_sums_equal_one_torch_model_a_user(case: str, plan: str, weighting: 
     cohort = small_cohort()
     model = make(name, cohort, **options)
     the_plan = replace(PLANS[plan], weighting=weighting)
+    if the_plan.clip_norm and weighting == "examples":
+        with pytest.raises(ValueError, match="weighting 'examples' would weigh him by more than 1"):
+            fit_users(model, cohort, shared_of(model), private_of(model), the_plan)
+        return
     shared, rows = shared_of(model), private_of(model)
     if model.solves_private:
         with (
@@ -107,20 +111,20 @@ def test_users_give_the_same_sums_alone_and_together(plan: str) -> None:
     from fedrec_app.data.cohort import Cohort
     from fedrec_app.data.histories import Histories
 
-    cohort = small_cohort()
+    cohort, the_plan = small_cohort(), PLANS[plan]
+    if the_plan.clip_norm:
+        the_plan = replace(the_plan, weighting="users")
     model = make("neumf", cohort)
     shared = shared_of(model)
-    together = fit_users(
-        model, cohort, shared, with_optimizer_state(private_of(model), PLANS[plan].optimizer), PLANS[plan]
-    )
+    together = fit_users(model, cohort, shared, with_optimizer_state(private_of(model), the_plan.optimizer), the_plan)
     total = {name: np.zeros_like(array) for name, array in together.delta.items()}
     for user, user_id in enumerate(cohort.user_ids):
         train = Histories.from_lists([cohort.train[user]])
         nothing = Histories.from_lists([[]])
         alone = Cohort((user_id,), cohort.num_items, train, nothing, nothing, train)
         own = make("neumf", alone)
-        rows = with_optimizer_state(private_of(own), PLANS[plan].optimizer)
-        for name, delta in fit_users(own, alone, shared, rows, PLANS[plan]).delta.items():
+        rows = with_optimizer_state(private_of(own), the_plan.optimizer)
+        for name, delta in fit_users(own, alone, shared, rows, the_plan).delta.items():
             total[name] += delta
     for name, delta in together.delta.items():
         np.testing.assert_allclose(delta, total[name], rtol=1e-5, atol=1e-6)
@@ -197,7 +201,9 @@ def test_each_fit_goes_to_the_fastest_engine_that_can_do_it() -> None:
     assert chosen("mf", plan, loss="bce") == {"fused": set(range(12))}
     assert chosen("neumf", plan) == {"one-step": short, "several-steps": set(range(12)) - short}
     assert chosen("mf", replace(plan, optimizer="adam"), loss="bce") == {"several-steps": set(range(12))}
-    assert chosen("neumf", replace(plan, clip_norm=1.0)) == {"several-steps": set(range(12))}
+    assert chosen("neumf", replace(plan, clip_norm=1.0)) == chosen("neumf", plan)
+    assert chosen("neumf", replace(plan, clip_norm=1.0, weight_decay=0.1)) == {"several-steps": set(range(12))}
+    assert chosen("mf", replace(plan, batch_size=0, clip_norm=1.0)) == {"fused": set(range(12))}
     assert chosen("neumf", replace(plan, max_grad_norm=1.0)) == {"several-steps": set(range(12))}
     assert chosen("mf", replace(plan, max_grad_norm=1.0), loss="bce") == {"several-steps": set(range(12))}
     assert chosen("mf", replace(plan, batch_size=0, max_grad_norm=1.0)) == {"several-steps": set(range(12))}

@@ -1,0 +1,158 @@
+"""The lines of a privacy ledger, each bound to the one before.
+
+One JSON object a line. The first line is the header, each further line one charge:
+
+    {"seq":0,"previous":"000...","format":"fedrec-ledger/1","header":{...},"time":"...","hash":"..."}
+    {"seq":1,"previous":"<hash of line 0>","event":{...},"what":{"for":"round","round":1},"time":"...","hash":"..."}
+
+`hash` is the SHA-256 of the line without its `hash`, written as JSON without spaces, keys in this order. It covers
+`previous`, so that a line that is changed, removed, repeated or moved breaks the chain. What a chain cannot show is
+that whole lines are missing at its end: a checkpoint keeps the ledger's length and digest, and `Ledger.require`
+compares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fedrec_app.errors import FedrecError, StateError
+from fedrec_app.privacy.events import Gaussian
+
+FORMAT = "fedrec-ledger/1"
+_START = "0" * 64
+_HEADER = ("seq", "previous", "format", "header", "time")
+_CHARGE = ("seq", "previous", "event", "what", "time")
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One line of a ledger.
+
+    Attributes:
+        event: what happened.
+        what: what it was for, such as {"for": "round", "round": 3}.
+        time: when, ISO 8601 in UTC.
+    """
+
+    event: Gaussian
+    what: Mapping[str, Any]
+    time: str
+
+
+@dataclass
+class Chain:
+    """What the lines of a ledger say.
+
+    Attributes:
+        header: of the first line.
+        charges: of the lines after it.
+        hashes: of all of them.
+    """
+
+    header: Mapping[str, Any] = field(default_factory=dict)
+    charges: list[Charge] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+
+    def next(self, event: Gaussian, what: Mapping[str, Any]) -> bytes:
+        """Returns the line that charges an event now."""
+        fields = {"event": asdict(event), "what": dict(what), "time": _now()}
+        return _line({"seq": len(self.hashes), "previous": self.hashes[-1], **fields})
+
+    def add(self, line: bytes) -> None:
+        """Takes in a line that charges something.
+
+        Raises:
+            FedrecError, TypeError, ValueError: it is no charge.
+        """
+        record = json.loads(line)
+        self.charges.append(Charge(Gaussian(**record["event"]), dict(record["what"]), str(record["time"])))
+        self.hashes.append(record["hash"])
+
+
+def header_line(header: Mapping[str, Any]) -> bytes:
+    """Returns the first line of a ledger."""
+    return _line({"seq": 0, "previous": _START, "format": FORMAT, "header": dict(header), "time": _now()})
+
+
+def read_lines(path: Path, content: bytes) -> Chain:
+    """Returns what whole lines say, every one of them verified.
+
+    Args:
+        path: of the ledger, for errors.
+        content: the lines, each with its newline.
+
+    Raises:
+        StateError: a line is damaged; it is named.
+    """
+    chain = Chain()
+    for number, line in enumerate(content.split(b"\n")[:-1]):
+        previous = chain.hashes[-1] if chain.hashes else _START
+        record = _verified(line, number, previous)
+        if record is None:
+            raise StateError(
+                f"line {number + 1} of the privacy ledger {path} is damaged, or lines before it are missing"
+            )
+        try:
+            if number:
+                chain.add(line)
+            else:
+                chain.header = dict(record["header"])
+                chain.hashes.append(record["hash"])
+        except (ValueError, TypeError, FedrecError) as error:
+            raise StateError(f"line {number + 1} of the privacy ledger {path} does not fit: {error}") from None
+    if not chain.hashes:
+        raise StateError(f"the privacy ledger {path} has no header: the run that made it had not begun")
+    return chain
+
+
+def _verified(line: bytes, number: int, previous: str) -> dict[str, Any] | None:
+    """Returns a line that follows another one, or None where it is not byte for byte what was written there."""
+    try:
+        record = json.loads(line)
+        unsigned = {key: value for key, value in record.items() if key != "hash"}
+        intact = _line(unsigned) == line + b"\n"
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    first = {"seq": number, "previous": previous, **({} if number else {"format": FORMAT})}
+    fits = tuple(unsigned) == (_CHARGE if number else _HEADER) and first.items() <= unsigned.items()
+    return record if intact and fits else None
+
+
+def torn_event(path: Path, chain: Chain, torn: bytes) -> Gaussian | None:
+    """Returns the event of a line that a crash cut short, or None where it cut off the event too.
+
+    Args:
+        path: of the ledger, for errors.
+        chain: the lines before.
+        torn: what is there of the line.
+
+    Raises:
+        StateError: no such line begins so.
+    """
+    start = f'{{"seq":{len(chain.hashes)},"previous":"{chain.hashes[-1]}","event":'.encode()
+    found, closed, _ = torn[len(start) :].partition(b"}")
+    try:
+        if not (torn.startswith(start) or start.startswith(torn)):
+            raise ValueError("it is not the beginning of that line")
+        return Gaussian(**json.loads(found + closed)) if closed else None
+    except (ValueError, TypeError, FedrecError) as error:
+        raise StateError(f"line {len(chain.hashes) + 1} of the privacy ledger {path} is damaged: {error}") from None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """Returns a record with its hash as a line of the file."""
+    return (_json({**record, "hash": sha256(_json(record).encode()).hexdigest()}) + "\n").encode()
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"), allow_nan=False)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,216 @@
+"""Differential privacy of a run: how much noise, what was charged for what, and what may be told.
+
+The epsilon of user-level privacy holds against whoever sees what the run releases: the parameters of every round, its
+files and figures. It does not hold against the server, which sees sums before it adds the noise. That of example-level
+privacy holds against the server as well: nodes add the noise themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.supercore import log
+
+from fedrec_app.artifacts import RunFolder
+from fedrec_app.config import PrivacyConfig, RunConfig
+from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.privacy.accounting import default_delta, noise_for, rdp_epsilon
+from fedrec_app.privacy.budget import Budget, UserLevel
+from fedrec_app.privacy.events import Gaussian
+from fedrec_app.privacy.ledger import Ledger
+from fedrec_app.privacy.mechanism import noised_means
+from fedrec_app.private_fit import example_release, released_metrics, reserved_releases
+from strategies.rollcall import Roster
+
+LEDGER = "privacy-ledger.jsonl"
+ADVERSARY = "released models"
+"""Whom epsilon holds against: whoever sees the parameters of every round and what the run tells."""
+SERVER_SEES = {
+    "user": "none: it sees sums of deltas before the noise is added",
+    "example": "none: nodes add the noise to what they train, and it sees sums of metrics without any",
+}
+Known = dict[str, Any]
+"""Length and digest of a ledger."""
+SAME = "the same epsilon: nodes add the noise"
+
+
+@dataclass(frozen=True)
+class PrivateRun:
+    """Privacy of one run.
+
+    Attributes:
+        settings: of the run.
+        users: N, of the first roll-call; public.
+        event: what a round releases.
+        budget: of the run.
+        metrics: names of the test metrics that are released with noise; none where they are exact or withheld.
+        ledger: of the run.
+    """
+
+    settings: PrivacyConfig
+    users: int
+    event: Gaussian
+    budget: Budget
+    metrics: tuple[str, ...]
+    ledger: Ledger
+
+    @classmethod
+    def begin(
+        cls, config: RunConfig, roster: Roster, folder: RunFolder, lineage: str, num_rounds: int, known: Known | None
+    ) -> PrivateRun | None:
+        """Returns the privacy of a run, its ledger begun or continued; None where it asks for none.
+
+        Args:
+            config: resolved.
+            roster: the nodes of the run.
+            folder: of the run, for the ledger.
+            lineage: of the run.
+            num_rounds: to be trained.
+            known: what a checkpoint knows of the ledger, of a run that goes on.
+
+        Raises:
+            FedrecError: there is nobody to train, no noise reaches the target, or the ledger is lost or damaged.
+        """
+        privacy = config.privacy
+        if privacy.unit == "none":
+            return None
+        path = folder.path / LEDGER
+        if known is not None:
+            ledger = Ledger.open(path)
+            ledger.require(known["length"], known["digest"])
+            if ledger.mended:
+                log(WARNING, "%s", ledger.mended)
+        else:
+            ledger = Ledger.create(path, _header(config, roster, lineage, num_rounds))
+        said = ledger.header
+        event = Gaussian(
+            said["noise-multiplier"], said["sampling-rate"],
+            1 if privacy.unit == "user" else example_release(config).count,
+        )  # fmt: skip
+        reserved = reserved_releases(config)
+        planned = [replace(event, count=num_rounds * event.count), *reserved]
+        budget = Budget(ledger, said["delta"], planned, privacy.target_epsilon, reserved)
+        told = released_metrics(config) if privacy.metrics == "noised" else ()
+        return cls(privacy, said["users"], event, budget, told, ledger)
+
+    def known(self) -> Known:
+        """Returns what a checkpoint must know of the ledger."""
+        return {"length": len(self.ledger), "digest": self.ledger.digest}
+
+    def user_level(self) -> UserLevel | None:
+        """Returns what a strategy needs to know, None where it has no part in it."""
+        if self.settings.unit != "user":
+            return None
+        return UserLevel(
+            self.settings.clip_norm, self.event.noise_multiplier, self.event.sampling_rate, self.users, self.budget
+        )
+
+    def tell(self, train: dict[str, Any], server_round: int) -> None:
+        """Adds to what a round tells of its training what it has cost; of noise that nodes have added, it is written
+        down here as well."""
+        if self.settings.unit == "example":
+            self.budget.charge(self.event, {"for": "round", "round": server_round})
+        train["epsilon"] = self.budget.spent()
+
+    def rounds_allowed(self, num_rounds: int) -> int:
+        """Returns how many further rounds the target leaves, of these.
+
+        Raises:
+            ConfigError: not even the first one of the run.
+        """
+        allowed = self.budget.times(self.event, num_rounds)
+        if allowed == 0 and not self.ledger.events:
+            raise ConfigError(
+                f"one round costs more than privacy.target-epsilon = {self.settings.target_epsilon:g} at noise "
+                f"multiplier {self.event.noise_multiplier:g}: raise either, or leave privacy.noise-multiplier at 0"
+            )
+        return allowed
+
+    def test_metrics(self, exact: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Returns what is told of the test part; noise is charged before it is drawn. Nothing, where a run that was
+        killed has spent what was reserved for it.
+
+        Args:
+            exact: metrics over all users; None where nobody was asked.
+        """
+        if self.settings.metrics == "exact" or exact is None:
+            return dict(exact or {})
+        event = self.budget.reserved[0]
+        if self.budget.exceeded_by(event) is not None:
+            log(WARNING, "test metrics are withheld: the rounds that were taken again have spent their part")
+            return {}
+        self.budget.charge(event, {"for": "test metrics", "names": list(self.metrics)})
+        sums = np.array([float(exact[name]) * int(exact["num_users"]) for name in self.metrics])
+        means = noised_means(sums, self.users, event.noise_multiplier)
+        return {name: float(value) for name, value in zip(self.metrics, means, strict=True)}
+
+    def noise_std(self) -> float:
+        """Returns the standard deviation of the noise on each test metric; 0 where they carry none."""
+        if not self.metrics:
+            return 0.0
+        return self.settings.metrics_noise_multiplier * len(self.metrics) ** 0.5 / self.users
+
+    def summary(self, clip_norm: float, test: Mapping[str, Any], example: str) -> dict[str, Any]:
+        """Returns the part of summary.json that speaks of privacy.
+
+        Args:
+            clip_norm: C of the last round.
+            test: what was told of the test part.
+            example: what an example is.
+        """
+        events = self.budget.book.events
+        user = self.settings.unit == "user"
+        holds = not user and self.settings.metrics == "withheld"
+        found: dict[str, Any] = {
+            "unit": self.settings.unit,
+            "epsilon": self.budget.spent(),
+            "delta": self.budget.delta,
+            "protects": "one user, with all he did" if user else example,
+            "adversary": f"{ADVERSARY} and the server" if holds else ADVERSARY,
+            "server": SAME if holds else SERVER_SEES[self.settings.unit],
+            "epsilon_rdp": rdp_epsilon(events, self.budget.delta),
+            "noise_multiplier": self.event.noise_multiplier,
+            "sampling_rate": self.event.sampling_rate,
+            "clip_norm": clip_norm,
+            "num_users": self.users,
+            "released_round": "last",
+            "metrics": self.settings.metrics,
+            "withheld": self._withheld(bool(test)),
+        }
+        if self.settings.target_epsilon:
+            found["target_epsilon"] = self.settings.target_epsilon
+        if self.metrics and test:
+            found["metrics_noise_std"] = self.noise_std()
+        return found
+
+    def _withheld(self, told: bool) -> list[str]:
+        always = [
+            "who took part and how many", "training loss", "training examples", "counts of items",
+            "quarantined rows", "counts by item in model.safetensors",
+        ]  # fmt: skip
+        if self.settings.metrics == "exact":
+            return always
+        return [*always, "validation metrics", "all other test metrics" if told else "test metrics"]
+
+
+def _header(config: RunConfig, roster: Roster, lineage: str, num_rounds: int) -> dict[str, Any]:
+    """Returns what a ledger says at its beginning, and what a run that goes on keeps to."""
+    privacy = config.privacy
+    users = sum(member.num_users for member in roster.partitions())
+    if users < 2:
+        raise FedrecError(f"privacy is asked for, and {users} users have something to train on: 2 at least are needed")
+    delta = privacy.delta or default_delta(users)
+    if privacy.unit == "example":
+        noise = example_release(config).noise_multiplier
+    else:
+        noise = privacy.noise_multiplier or noise_for(
+            privacy.target_epsilon, delta, privacy.sampling_rate, num_rounds, reserved_releases(config)
+        )
+    return {
+        "lineage": lineage, "unit": privacy.unit, "users": users, "delta": delta, "noise-multiplier": noise,
+        "sampling-rate": privacy.sampling_rate, "target-epsilon": privacy.target_epsilon,
+    }  # fmt: skip

@@ -1,0 +1,88 @@
+"""A run that goes on from its newest checkpoint, in the folder that it began in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
+
+from fedrec_app.artifacts import RunFolder
+from fedrec_app.checkpoint import FOLDER, Checkpoint, Checkpoints, check_same
+from fedrec_app.config import RunConfig
+from fedrec_app.errors import StateError
+from strategies.base import RecStrategy
+from strategies.progress import Progress
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to be continued.
+
+    Attributes:
+        folder: of the run.
+        checkpoint: the newest one that is not damaged.
+        checkpoints: all that are there.
+    """
+
+    folder: RunFolder
+    checkpoint: Checkpoint
+    checkpoints: Checkpoints
+
+    @classmethod
+    def open(cls, config: RunConfig) -> Resumed | None:
+        """Returns the run that `checkpoint.resume-from` names, None where it names none.
+
+        Raises:
+            StateError: there is no checkpoint that can be read.
+            ConfigError: settings differ that must not.
+        """
+        if not config.checkpoint.resume_from:
+            return None
+        path = Path(config.checkpoint.resume_from)
+        if not path.is_dir():
+            raise StateError(f"checkpoint.resume-from: there is no folder {path}")
+        checkpoints = Checkpoints(path / FOLDER)
+        checkpoint = checkpoints.read_newest()
+        check_same(checkpoint.facts.get("settings", {}), config.flat())
+        log(INFO, "the run in %s goes on after round %s", path, checkpoint.round)
+        return cls(RunFolder(path), checkpoint, checkpoints)
+
+    @property
+    def lineage(self) -> str:
+        """The line of private states that the nodes continue."""
+        lineage = self.checkpoint.facts.get("lineage")
+        if not isinstance(lineage, str):
+            raise StateError(f"the checkpoint of round {self.checkpoint.round} names no lineage")
+        return lineage
+
+    def progress(self, facts: Mapping[str, Any]) -> Progress:
+        """Returns the rounds that are over; metrics.jsonl has no others then.
+
+        Args:
+            facts: what the checkpoint must agree with.
+
+        Raises:
+            StateError: it does not.
+        """
+        self.checkpoint.require(facts)
+        self.folder.keep_metrics(self.checkpoint.round)
+        return Progress.of(self.checkpoint, self.checkpoints.needed_rounds())
+
+
+def load_state(strategy: Strategy, checkpoint: Checkpoint) -> None:
+    """Makes a strategy go on from a checkpoint.
+
+    Raises:
+        StateError: it has no state to go on from, or another strategy's is there.
+    """
+    if not isinstance(strategy, RecStrategy):
+        raise StateError("stock strategies keep no state: their runs cannot go on from a checkpoint")
+    try:
+        strategy.load_state(checkpoint.state)
+    except (KeyError, ValueError, TypeError) as error:
+        raise StateError(f"the checkpoint of round {checkpoint.round} is of another strategy: {error!r}") from None

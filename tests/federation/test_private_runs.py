@@ -1,0 +1,190 @@
+"""Whole runs with user-level differential privacy: what they charge, release, withhold and refuse."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedrec_app import client_app
+from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.models.registry import resolved
+from fedrec_app.privacy.ledger import Ledger
+from fedrec_app.records import Ask, Said, to_record
+from fedrec_app.server_app import RunResult
+from fedrec_app.simulate import simulate
+from tests.small import SMALL
+
+PRIVATE: dict[str, Any] = {
+    "data.options": SMALL, "num-server-rounds": 3, "privacy.unit": "user", "privacy.target-epsilon": 8.0,
+}  # fmt: skip
+
+
+def run(output_dir: Path, num_nodes: int = 3, taps: Any = (), **settings: Any) -> RunResult:
+    return simulate({"output-dir": str(output_dir), **PRIVATE, **settings}, num_nodes, taps=taps)
+
+
+def lines(result: RunResult) -> list[dict[str, Any]]:
+    path = result.folder.path / "privacy-ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_private_run_spends_its_budget_and_says_on_what(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    privacy = result.summary["privacy"]
+    assert privacy["adversary"] == "released models"
+    assert privacy["server"].startswith("none")
+    assert privacy["delta"] == pytest.approx(40**-1.1)
+    assert 7.9 < privacy["epsilon"] <= 8.0 <= privacy["epsilon_rdp"]
+    told = [record["train"]["epsilon"] for record in result.folder.read_metrics()]
+    assert told == sorted(told)
+    assert told[-1] < privacy["epsilon"]  # the figures of the test part cost something too
+    header, *charges = lines(result)
+    assert header["header"]["users"] == 40
+    assert [charge["what"]["for"] for charge in charges] == ["round", "round", "round", "test metrics"]
+    assert [charge["what"].get("round") for charge in charges] == [1, 2, 3, None]
+    assert Ledger.open(result.folder.path / "privacy-ledger.jsonl").events
+
+
+def test_what_would_leak_is_withheld_or_noised_and_the_report_says_which(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert set(result.summary["test"]) == {"ndcg@10", "hr@10"}
+    assert result.summary["sampled"] == result.summary["validation"] == {}
+    assert result.summary["best_round"] == 3
+    for record in result.folder.read_metrics():
+        assert record["validation"] is None
+        assert set(record["train"]) == {"num-updates", "epsilon", "clip-norm"}
+    _, _, popularity = result.folder.read_model()
+    assert popularity is None
+    assert "quarantined_rows" not in result.summary
+    assert "cold_items" not in result.summary
+    report = (result.folder.path / "report.md").read_text()
+    for text in ("| the server itself | none |", "Withheld: who took part", "noise of standard deviation", "all other"):
+        assert text in report, text
+
+
+def test_a_node_says_nothing_of_who_took_part(tmp_path: Path) -> None:
+    replies: list[Message] = []
+    run(tmp_path, taps=[lambda m: replies.append(m) if m.metadata.reply_to_message_id else None])
+    for message in replies:
+        for record in (*message.content.metric_records.values(), *message.content.config_records.values()):
+            assert record.get(Said.NUM_EXAMPLES, 0) == 0
+            assert record.get(Said.LOSS, 0.0) == 0.0
+            assert record.get(Said.WEIGHT, 0.0) == 0.0
+        names = {name for record in message.content.array_records.values() for name in record}
+        assert not {name for name in names if name.startswith(("stat/", "count/"))}
+    trained = [m for m in replies if m.metadata.message_type == "train"]
+    assert len(trained) == 9
+    assert {m.content.metric_records["metrics"][Said.NUM_USERS] for m in trained} == {0}
+    judged = [m.content.array_records["arrays"]["eval/sums"].numpy() for m in replies if "evaluate" in kind(m)]
+    assert [array.shape for array in judged] == [(1, 3)] * 3  # two metrics and the number of users, no bootstrap
+
+
+def kind(message: Message) -> str:
+    return message.metadata.message_type
+
+
+@pytest.mark.parametrize(("model", "clip"), [("mf", 0.01), ("mf", 10.0), ("neumf", 0.05)])
+def test_where_users_are_placed_does_not_matter(tmp_path: Path, model: str, clip: float) -> None:
+    """At a rate of 1, and with noise that cannot be seen."""
+    settings = {
+        "privacy.target-epsilon": 0.0, "privacy.noise-multiplier": 1e-9, "privacy.clip-norm": clip, "model.name": model,
+        "model.embedding-dim": 4, "privacy.metrics": "withheld",
+    }  # fmt: skip
+    models = [run(tmp_path, nodes, **settings).folder.read_model()[0] for nodes in (1, 3, 40)]
+    for other in models[1:]:
+        for name, array in models[0].items():
+            np.testing.assert_allclose(other[name], array, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_exact_metrics_are_for_public_data_and_the_run_says_so(tmp_path: Path) -> None:
+    result = run(tmp_path, **{"privacy.metrics": "exact"})
+    assert result.summary["sampled"]
+    assert all(record["validation"] for record in result.folder.read_metrics())
+    assert result.summary["best_round"] == 3  # the last round is released, whatever validation says
+    assert [line["what"]["for"] for line in lines(result)[1:]] == ["round"] * 3
+    assert "no epsilon covers them" in (result.folder.path / "report.md").read_text()
+
+
+def test_withheld_metrics_are_not_even_asked_for(tmp_path: Path) -> None:
+    kinds: set[str] = set()
+    result = run(tmp_path, taps=[lambda m: kinds.add(kind(m))], **{"privacy.metrics": "withheld"})
+    assert kinds == {"query", "train"}
+    assert result.summary["test"] == {}
+    assert (result.folder.path / "report.md").is_file()
+
+
+def test_a_run_stops_before_it_exceeds_its_target(tmp_path: Path) -> None:
+    result = run(tmp_path, **{"num-server-rounds": 9, "privacy.noise-multiplier": 1.0})
+    assert 1 <= result.summary["rounds"] < 9
+    assert result.summary["privacy"]["epsilon"] <= 8.0
+    with pytest.raises(ConfigError, match=r"one round costs more than privacy\.target-epsilon = 0\.1"):
+        run(tmp_path, **{"privacy.noise-multiplier": 1.0, "privacy.target-epsilon": 0.1})
+
+
+def test_adaptive_clipping_moves_the_bound_that_nodes_are_told(tmp_path: Path) -> None:
+    bounds: list[float] = []
+
+    def tap(message: Message) -> None:
+        if kind(message) == "train" and not message.metadata.reply_to_message_id:
+            bounds.append(float(message.content.config_records["config"][Ask.CLIP_NORM]))  # type: ignore[arg-type]
+
+    options = json.dumps({"clipping": "adaptive", "count_std": 4.0, "clip_learning_rate": 1.0})
+    result = run(tmp_path, 1, [tap], **{"strategy.options": options, "privacy.clip-norm": 100.0})
+    assert len(bounds) == 3
+    assert bounds[0] == 100.0 > bounds[1] > bounds[2] > result.summary["privacy"]["clip_norm"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"strategy.name": "fedavg"}, "dp-fedavg"),
+        ({"strategy.name": "krum"}, "dp-fedavg"),
+        ({"strategy.name": "flwr.serverapp.strategy:FedAvg"}, "dp-fedavg"),
+        ({"privacy.unit": "none", "privacy.target-epsilon": 0.0, "strategy.name": "dp-fedavg"}, "privacy.unit"),
+        ({"model.name": "ease"}, "solved from exact sums"),
+        ({"train.unit": "node"}, 'needs train.unit="user"'),
+        ({"train.user-fraction": 0.5}, "privacy.sampling-rate"),
+        ({"strategy.fraction-train": 0.5}, "fraction-train"),
+        ({"evaluate.early-stopping-rounds": 2}, "early-stopping-rounds"),
+        ({"privacy.target-epsilon": 0.0}, "target-epsilon or privacy.noise-multiplier"),
+        ({"privacy.unit": "none"}, "no effect"),
+        ({"data.k-core": 2}, "k-core"),
+    ],
+)
+def test_what_cannot_be_private_is_refused(tmp_path: Path, settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path, **settings)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        {},
+        {"update": "delta"},
+        {"clip-norm": 1.0},
+        {"update": "delta", "clip-norm": 0.0},
+        {"update": "delta", "clip-norm": float("inf")},
+    ],
+)
+def test_a_node_sends_nothing_that_is_not_clipped_whoever_asks(tmp_path: Path, ask: dict[str, Any]) -> None:
+    flat = {"output-dir": str(tmp_path), **PRIVATE}
+    context = Context(1, 1, {"partition-id": 0, "num-partitions": 1}, RecordDict(), flat)  # type: ignore[arg-type]
+    client = client_app.client_for(context)
+    arrays = to_record(dict(zip(client.model.shared_names(), client.get_parameters({}), strict=True)))
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord(ask)})
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    with pytest.raises(FedrecError, match="sums of clipped deltas alone"):
+        client_app.train(Message(content, 1, "train"), context)
+
+
+def test_the_recipe_of_a_private_run_is_a_private_one() -> None:
+    config = resolved({**PRIVATE, "model.name": "sasrec"})
+    assert (config.strategy.name, config.train.unit) == ("dp-fedavg", "user")
+    assert resolved({"model.name": "sasrec"}).train.unit == "node"

@@ -1,0 +1,180 @@
+"""Whole runs that were stopped and go on from their checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedrec_app.artifacts import RunFolder
+from fedrec_app.config import to_toml
+from fedrec_app.errors import ConfigError, StateError
+from fedrec_app.server_app import RunResult
+from fedrec_app.simulate import simulate
+from strategies.rounds import Progress, RoundRecord
+from tests.small import SMALL
+
+SETTINGS: dict[str, Any] = {
+    "data.options": SMALL, "num-server-rounds": 6, "checkpoint.every": 1, "model.options": '{"loss": "bce"}',
+    "train.num-negatives": 2, "strategy.options": '{"tau": 1e-4}',
+}  # fmt: skip
+PRIVATE = {"privacy.unit": "user", "privacy.target-epsilon": 8.0, "strategy.options": "{}"}
+
+
+class Stopped(Exception):
+    """Ends a run from outside."""
+
+
+def run(output_dir: Path, stop_after: int = 0, **settings: Any) -> RunResult:
+    def watch(record: RoundRecord, progress: Progress, num_rounds: int) -> None:
+        if record.round == stop_after:
+            raise Stopped
+
+    return simulate({"output-dir": str(output_dir), **SETTINGS, **settings}, 3, watchers=[watch])
+
+
+def stopped(output_dir: Path, after: int, **settings: Any) -> Path:
+    """Returns the folder of a run that was stopped after a round."""
+    with pytest.raises(Stopped):
+        run(output_dir, after, **settings)
+    (folder,) = output_dir.glob("*-*-*/*")
+    return folder
+
+
+def content(result: RunResult) -> tuple[dict[str, bytes], list[Any], dict[str, Any]]:
+    """What a run ends with, but for times and names."""
+    arrays, _, _ = result.folder.read_model()
+    rounds = [(r["round"], r["train"], r["validation"], r["best_round"]) for r in result.folder.read_metrics()]
+    summary = json.loads(json.dumps(result.folder.read_summary()))
+    for key in ("lineage", "seconds_per_round", "bytes_down", "bytes_up"):
+        summary.pop(key)
+    return {name: array.tobytes() for name, array in arrays.items()}, rounds, summary
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, every: int) -> None:
+    whole = run(tmp_path / "whole", **{"checkpoint.every": every})
+    folder = stopped(tmp_path / "stopped", 3, **{"checkpoint.every": every})
+    resumed = run(tmp_path / "stopped", **{"checkpoint.every": every, "checkpoint.resume-from": str(folder)})
+    assert resumed.folder.path == folder
+    assert content(resumed) == content(whole)
+
+
+def test_a_private_run_that_goes_on_continues_its_ledger(tmp_path: Path) -> None:
+    folder = stopped(tmp_path, 3, **PRIVATE)
+    ledger = folder / "privacy-ledger.jsonl"
+    before = ledger.read_text()
+    assert before.count("\n") == 1 + 3
+    resumed = run(tmp_path, **PRIVATE, **{"checkpoint.resume-from": str(folder)})
+    assert ledger.read_text().startswith(before)
+    assert resumed.summary["rounds"] == 6
+    privacy = resumed.summary["privacy"]
+    assert 7.9 < privacy["epsilon"] <= 8.0
+    told = [record["train"]["epsilon"] for record in resumed.folder.read_metrics()]
+    assert told == sorted(told)
+
+
+def test_a_round_that_is_taken_again_is_charged_again_and_the_run_is_shorter_for_it(tmp_path: Path) -> None:
+    folder = stopped(tmp_path, 4, **PRIVATE)
+    (folder / "checkpoints" / "4.safetensors").unlink()
+    resumed = run(tmp_path, **PRIVATE, **{"checkpoint.resume-from": str(folder)})
+    charges = [json.loads(line)["what"] for line in (folder / "privacy-ledger.jsonl").read_text().splitlines()[1:]]
+    assert [c.get("round") for c in charges] == [1, 2, 3, 4, 4, 5, None]
+    assert resumed.summary["rounds"] == 5
+    assert resumed.summary["privacy"]["epsilon"] <= 8.0
+
+
+@pytest.mark.parametrize("damage", ["lost", "shorter", "altered"])
+def test_without_its_ledger_a_private_run_does_not_go_on(tmp_path: Path, damage: str) -> None:
+    folder = stopped(tmp_path, 3, **PRIVATE)
+    ledger = folder / "privacy-ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    if damage == "lost":
+        ledger.unlink()
+    elif damage == "shorter":
+        ledger.write_text("".join(lines[:-1]))
+    else:
+        ledger.write_text("".join(lines).replace('"noise_multiplier":', '"noise_multiplier":1', 1))
+    with pytest.raises(StateError, match="privacy ledger"):
+        run(tmp_path, **PRIVATE, **{"checkpoint.resume-from": str(folder)})
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    folder = stopped(tmp_path / "stopped", 4)
+    newest = folder / "checkpoints" / "4.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-3])
+    assert content(run(tmp_path / "stopped", **{"checkpoint.resume-from": str(folder)})) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "expected"),
+    [
+        ({"train.learning-rate": 0.5}, ConfigError, "train.learning-rate was 1.0 and is 0.5"),
+        ({"strategy.name": "fedavg", "strategy.options": "{}"}, ConfigError, "strategy.name"),
+        ({"checkpoint.resume-from": "/nowhere"}, StateError, "no folder /nowhere"),
+    ],
+)
+def test_what_cannot_go_on_says_why(
+    tmp_path: Path, settings: dict[str, Any], error: type[Exception], expected: str
+) -> None:
+    folder = stopped(tmp_path, 2)
+    with pytest.raises(error) as found:
+        run(tmp_path, **{"checkpoint.resume-from": str(folder), **settings})
+    assert expected in str(found.value)
+
+
+def test_runs_without_checkpoints_cannot_go_on(tmp_path: Path) -> None:
+    folder = stopped(tmp_path, 2, **{"checkpoint.every": 0})
+    with pytest.raises(StateError, match=r"checkpoint\.every"):
+        run(tmp_path, **{"checkpoint.resume-from": str(folder)})
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_a_private_run_completes_and_never_costs_less(tmp_path: Path) -> None:
+    """kill -9 of the whole process, wherever it happens to be."""
+    chance = random.Random(0)
+    flat = {"output-dir": str(tmp_path), **SETTINGS, **PRIVATE, "num-server-rounds": 40}
+    settings = tmp_path / "settings.toml"
+    spent, kills, folder = 0, 0, None
+    for attempt in range(30):
+        resume = {"checkpoint.resume-from": str(folder)} if folder else {}
+        settings.write_text(to_toml({**flat, **resume}))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedrec_app.cli", "simulate", "--num-nodes", "3", "-c", str(settings)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        ledger = None
+        end = time.monotonic() + 120
+        wait = chance.uniform(0.02, 0.4)
+        while process.poll() is None and time.monotonic() < end:
+            ledger = next(iter(tmp_path.glob("*-*-*/*/privacy-ledger.jsonl")), None)
+            if ledger is not None and len(ledger.read_text().splitlines()) > spent + 1 and attempt < 8:
+                time.sleep(wait)
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        _, said = process.communicate(timeout=60)
+        assert ledger is not None, said
+        folder = ledger.parent
+        now = len(ledger.read_text().splitlines())
+        assert now >= spent
+        spent = now
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, said
+    assert kills >= 5
+    summary = RunFolder(folder).read_summary()  # type: ignore[arg-type]
+    assert summary["status"] == "completed"
+    assert summary["privacy"]["epsilon"] <= 8.0
+    told = [record["train"]["epsilon"] for record in RunFolder(folder).read_metrics()]  # type: ignore[arg-type]
+    assert told == sorted(told)
