@@ -82,7 +82,8 @@ def add_plan(group: typer.Typer, preflight: Preflight) -> None:
             _first(rounds, config.num_server_rounds),
             _first(delta, config.privacy.delta or default_delta(users)),
             noise,
-            _first(clip_norm, config.privacy.clip_norm),
+            # Without a model's settings the bound is the unit of all that is said of noise.
+            _first(clip_norm, float(config.privacy.clip_norm) if flat else 1.0),
             _parameters_of(config) if parameters is None and flat else parameters or 0,
             tuple(others),
         )
@@ -218,7 +219,7 @@ def _show(rows: list[tuple[str, Design]]) -> None:
             f"{row.noise_of_mean:.3g}", loudness, style="bold" if row is design else "",
         )  # fmt: skip
     stdout.print(table)
-    lines = [f"Epsilon holds against: {ADVERSARY}. Against the server itself: {SERVER_SEES['user']}."]
+    lines = [f"Epsilon holds against: {ADVERSARY}; against the server itself {SERVER_SEES['user']}."]
     if design.others:
         noise = design.others[0].noise_multiplier
         lines.append(f"Test metrics with noise multiplier {noise:g} are part of epsilon.")

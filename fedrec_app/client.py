@@ -209,13 +209,12 @@ class RecommenderClient(NumPyClient):
 
     def _fit_examples(self, shared: Arrays, rows: Arrays, plan: FitPlan, config: Mapping[str, Any]) -> FitSums:
         """Returns the sums of a fit in which no single example shows, charged to the node's own ledger."""
-        node = self.node
+        node, privacy, release = self.node, self.config.privacy, example_release(self.config)
         begun = bool(self._state(config).rounds())
-        accountant = NodeAccountant(node.state_dir, _lineage(config), node.partition_id, begun)
-        bound = self.config.privacy.clip_norm
-        return fit_examples(
-            self.model, self.cohort, shared, rows, plan, example_release(self.config), bound, accountant
-        )
+        # The node keeps to the target itself, whatever a server goes on asking for.
+        most = release.count * self.config.num_server_rounds if privacy.target_epsilon else 0
+        accountant = NodeAccountant(node.state_dir, _lineage(config), node.partition_id, begun, most)
+        return fit_examples(self.model, self.cohort, shared, rows, plan, release, float(privacy.clip_norm), accountant)
 
     @property
     def _private(self) -> bool:

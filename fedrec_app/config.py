@@ -107,7 +107,7 @@ class EvaluateConfig(Section, frozen=True):
 
 class PrivacyConfig(Section, frozen=True):
     unit: Literal["none", "user", "example"] = "none"
-    clip_norm: float = Field(default=1.0, gt=0)
+    clip_norm: Auto | Annotated[float, Field(gt=0)] = "auto"
     noise_multiplier: float = Field(default=0.0, ge=0)
     target_epsilon: float = Field(default=0.0, ge=0)
     delta: float = Field(default=0.0, ge=0, lt=1)
@@ -191,10 +191,11 @@ class RunConfig(Section, frozen=True):
         """Returns the configuration with every "auto" replaced by the model's own value.
 
         Args:
-            recipe: dotted key -> value, from the model; without a schedule it is "constant". Options of the recipe's
-                strategy go under those the user gave, and only where the run uses that strategy.
+            recipe: dotted key -> value, from the model; without a schedule it is "constant", without a bound 1.
+                Options of the recipe's strategy go under those the user gave, and only where the run uses that
+                strategy.
         """
-        flat, recipe = self.flat(), {"train.schedule": "constant", **recipe}
+        flat, recipe = self.flat(), {"train.schedule": "constant", "privacy.clip-norm": 1.0, **recipe}
         resolved = {key: recipe.get(key, value) if value == "auto" else value for key, value in flat.items()}
         left = sorted(key for key, value in resolved.items() if value == "auto")
         if left:

@@ -45,8 +45,11 @@ def privacy_problem(privacy: Any, data: Any, train: Any, strategy: Any, evaluate
 
 
 def _of_examples(privacy: Any, train: Any) -> str:
-    if not privacy.noise_multiplier and not privacy.delta:
-        return 'privacy.unit="example" with privacy.target-epsilon needs privacy.delta: no node knows the others'
+    if not privacy.delta:
+        return (
+            'privacy.unit="example" needs privacy.delta, well below 1 / examples of a node: nobody tells the server '
+            "how many there are"
+        )
     if train.max_grad_norm:
         return 'train.max-grad-norm and privacy.unit="example" both bound gradients: set train.max-grad-norm=0'
     return ""

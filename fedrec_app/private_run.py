@@ -87,10 +87,7 @@ class PrivateRun:
         else:
             ledger = Ledger.create(path, _header(config, roster, lineage, num_rounds))
         said = ledger.header
-        event = Gaussian(
-            said["noise-multiplier"], said["sampling-rate"],
-            1 if privacy.unit == "user" else example_release(config).count,
-        )  # fmt: skip
+        event = Gaussian(said["noise-multiplier"], said["sampling-rate"], said["steps-a-round"])
         reserved = reserved_releases(config)
         planned = [replace(event, count=num_rounds * event.count), *reserved]
         budget = Budget(ledger, said["delta"], planned, privacy.target_epsilon, reserved)
@@ -106,15 +103,17 @@ class PrivateRun:
         if self.settings.unit != "user":
             return None
         return UserLevel(
-            self.settings.clip_norm, self.event.noise_multiplier, self.event.sampling_rate, self.users, self.budget
+            float(self.settings.clip_norm),
+            self.event.noise_multiplier,
+            self.event.sampling_rate,
+            self.users,
+            self.budget,
         )
 
-    def tell(self, train: dict[str, Any], server_round: int) -> None:
-        """Adds to what a round tells of its training what it has cost; of noise that nodes have added, it is written
-        down here as well."""
+    def before_round(self, server_round: int) -> None:
+        """Charges a round whose noise the nodes add; where the server adds it, the strategy charges."""
         if self.settings.unit == "example":
             self.budget.charge(self.event, {"for": "round", "round": server_round})
-        train["epsilon"] = self.budget.spent()
 
     def rounds_allowed(self, num_rounds: int) -> int:
         """Returns how many further rounds the target leaves, of these.
@@ -197,20 +196,36 @@ class PrivateRun:
         return [*always, "validation metrics", "all other test metrics" if told else "test metrics"]
 
 
+def terms(config: RunConfig, users: int, num_rounds: int) -> tuple[float, Gaussian]:
+    """Returns delta, and what each round of a run releases.
+
+    Args:
+        config: resolved, with privacy.
+        users: N.
+        num_rounds: to be trained.
+
+    Raises:
+        ConfigError: no noise reaches the target, or there are too few users.
+    """
+    privacy = config.privacy
+    delta = privacy.delta or default_delta(users)
+    if privacy.unit == "example":
+        return delta, example_release(config)
+    noise = privacy.noise_multiplier or noise_for(
+        privacy.target_epsilon, delta, privacy.sampling_rate, num_rounds, reserved_releases(config)
+    )
+    return delta, Gaussian(noise, privacy.sampling_rate)
+
+
 def _header(config: RunConfig, roster: Roster, lineage: str, num_rounds: int) -> dict[str, Any]:
     """Returns what a ledger says at its beginning, and what a run that goes on keeps to."""
     privacy = config.privacy
     users = sum(member.num_users for member in roster.partitions())
     if users < 2:
         raise FedrecError(f"privacy is asked for, and {users} users have something to train on: 2 at least are needed")
-    delta = privacy.delta or default_delta(users)
-    if privacy.unit == "example":
-        noise = example_release(config).noise_multiplier
-    else:
-        noise = privacy.noise_multiplier or noise_for(
-            privacy.target_epsilon, delta, privacy.sampling_rate, num_rounds, reserved_releases(config)
-        )
+    delta, release = terms(config, users, num_rounds)
     return {
-        "lineage": lineage, "unit": privacy.unit, "users": users, "delta": delta, "noise-multiplier": noise,
-        "sampling-rate": privacy.sampling_rate, "target-epsilon": privacy.target_epsilon,
+        "lineage": lineage, "unit": privacy.unit, "users": users, "delta": delta,
+        "noise-multiplier": release.noise_multiplier, "sampling-rate": release.sampling_rate,
+        "steps-a-round": release.count, "target-epsilon": privacy.target_epsilon,
     }  # fmt: skip

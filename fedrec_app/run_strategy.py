@@ -68,7 +68,7 @@ def strategy_of(
 def _asked(privacy: PrivacyConfig) -> UserLevel | None:
     if privacy.unit != "user":
         return None
-    return UserLevel(privacy.clip_norm, privacy.noise_multiplier, privacy.sampling_rate)
+    return UserLevel(float(privacy.clip_norm), privacy.noise_multiplier, privacy.sampling_rate)
 
 
 def _require_private(config: RunConfig, model: Recommender) -> None:

@@ -72,10 +72,14 @@ class _Recorder:
     saver: Saver | None = None
     seconds: list[float] = field(default_factory=list)
 
+    def before_round(self, server_round: int) -> None:
+        if self.private is not None:
+            self.private.before_round(server_round)
+
     def on_round(self, record: RoundRecord, progress: Progress) -> None:
         self.seconds.append(record.seconds)
         if self.private is not None:
-            self.private.tell(record.train, record.round)
+            record.train["epsilon"] = self.private.budget.spent()
         self.folder.append_metrics({**asdict(record), "best_round": progress.best_round})
         log(INFO, "%s", progress_line(record, progress, self.num_rounds, self.metric, self.seconds))
         if self.saver is not None:
@@ -218,7 +222,7 @@ class _Run:
             summary["remarks"] = remarks
         if private is not None:
             example = "one user's sequence" if self.model.sampling == "sequence" else "one interaction"
-            bound = getattr(strategy, "clip_norm", config.privacy.clip_norm)
+            bound = float(getattr(strategy, "clip_norm", config.privacy.clip_norm))
             summary["privacy"] = private.summary(bound, test or {}, example)
             private.ledger.close()
         self.folder.write_summary(summary)

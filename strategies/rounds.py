@@ -30,7 +30,7 @@ MOST_AT_ONCE = 32
 
 
 class Hooks(Protocol):
-    """What a run does after each round."""
+    """What a run does after each round; with a method `before_round(server_round)` too, what it does before."""
 
     def on_round(self, record: RoundRecord, progress: Progress) -> None:
         """Called after each round, best round already chosen."""
@@ -179,6 +179,7 @@ def run_rounds(
         if _ends(progress, stops(server_round), early_stopping_rounds, metric):
             break
         began = time.perf_counter()
+        getattr(hooks, "before_round", _nothing)(server_round)
         config = ConfigRecord(dict(train_config or {}))
         config[Ask.KEEP_ROUND] = _to_keep(progress)
         messages = strategy.configure_train(server_round, progress.arrays, config, grid)
@@ -215,6 +216,10 @@ def run_rounds(
     if progress.best_round == 0:
         progress.best_round, progress.best_arrays = progress.last_round, progress.arrays
     return progress
+
+
+def _nothing(server_round: int) -> None:
+    """Does nothing before a round."""
 
 
 def _never(server_round: int) -> str:

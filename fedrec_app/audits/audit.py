@@ -165,10 +165,10 @@ def audit(
     Raises:
         FedrecError: a setting or the data is wrong.
     """
-    if releases < 8 or releases % 2 or users < 1:
-        raise ConfigError(
-            f"releases is {releases} and users is {users}: an even number of at least 8, and at least 1, are needed"
-        )
+    if releases < 8 or releases % 2:
+        raise ConfigError(f"releases is {releases}: an even number of at least 8 is needed")
+    if users < 1:
+        raise ConfigError(f"users is {users}: at least 1 is needed")
     source = UpdateSource(config, finished)
     unit = config.privacy.unit
     if unit == "none":

@@ -173,9 +173,9 @@ def _reply(releases: Releases, directions: Arrays, crowd: int, held: bool) -> Me
         name: torch.from_numpy(np.stack([length * bound * direction for length in lengths]))
         for name, direction in directions.items()
     }
-    sums, norms = clipping.clip_and_sum(deltas, bound)
-    centred = float((norms <= bound).sum()) - len(lengths) / 2
-    return releases.reply({name: total.numpy() for name, total in sums.items()}, len(lengths), centred)
+    clipped = clipping.clip_and_sum(deltas, bound)
+    centred = clipped.num_unclipped - len(lengths) / 2
+    return releases.reply({name: total.numpy() for name, total in clipped.sums.items()}, len(lengths), centred)
 
 
 def _spread(squares: float, numbers: int, scale: float) -> tuple[float, float]:

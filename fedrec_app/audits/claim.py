@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import RunConfig
 from fedrec_app.errors import StateError
-from fedrec_app.privacy.accounting import default_delta, epsilon, noise_for
+from fedrec_app.privacy.accounting import epsilon
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.gaussian import gaussian_epsilon
 from fedrec_app.privacy.ledger import Ledger
-from fedrec_app.private_fit import example_release, reserved_releases
-from fedrec_app.private_run import LEDGER
+from fedrec_app.private_fit import reserved_releases
+from fedrec_app.private_run import LEDGER, terms
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,10 @@ class Claim:
         Raises:
             ConfigError: no noise reaches the target, or there are too few users.
         """
-        privacy = config.privacy
-        delta, others = privacy.delta or default_delta(users), reserved_releases(config)
-        if privacy.unit == "example":
-            one = example_release(config)
-            rounds = replace(one, count=one.count * config.num_server_rounds)
-            return cls(privacy.clip_norm, users, delta, rounds, others)
-        noise = privacy.noise_multiplier or noise_for(
-            privacy.target_epsilon, delta, privacy.sampling_rate, config.num_server_rounds, others
-        )
-        rounds = Gaussian(noise, privacy.sampling_rate, config.num_server_rounds)
-        return cls(privacy.clip_norm, users, delta, rounds, others)
+        num_rounds = config.num_server_rounds
+        delta, one = terms(config, users, num_rounds)
+        rounds = replace(one, count=one.count * num_rounds)
+        return cls(float(config.privacy.clip_norm), users, delta, rounds, reserved_releases(config))
 
     @classmethod
     def of_run(cls, config: RunConfig, folder: RunFolder) -> Claim:
@@ -100,4 +93,4 @@ class Claim:
             raise StateError(f"{folder.path / LEDGER} has no charge for a round: there is nothing to audit")
         others = [event for event in events if replace(event, count=1) != one]
         count = sum(event.count for event in rounds)
-        return cls(config.privacy.clip_norm, users, delta, replace(one, count=count), others)
+        return cls(float(config.privacy.clip_norm), users, delta, replace(one, count=count), others)

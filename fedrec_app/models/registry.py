@@ -49,7 +49,8 @@ def _private_recipe(found: type[Recommender], unit: str) -> Mapping[str, Scalar]
         return {"train.unit": "user", "strategy.name": "dp-fedavg", "strategy.options": "{}", **found.private_recipe}
     if unit == "example" and "strategy.options" in found.recipe:
         options = parse_options(str(found.recipe["strategy.options"]), "strategy.options")
-        return {"train.unit": "node", "strategy.options": json.dumps({**options, "weighting": "users"})}
+        options = json.dumps({**options, "weighting": "users"})
+        return {"train.unit": "node", "train.private-epochs": 0, "strategy.options": options}
     return {}
 
 

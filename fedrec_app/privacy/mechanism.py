@@ -4,20 +4,20 @@ Learning Differentially Private Recurrent Language Models, McMahan et al., ICLR 
 (Algorithm 1, with the fixed denominator of its equation for f~_f), and for the adaptive bound Differentially Private
 Learning with Adaptive Clipping, Andrew et al., NeurIPS 2021, https://arxiv.org/abs/1905.03871 (Algorithm 1, Theorem 1).
 
-The noise comes from a generator that the operating system's entropy seeds for this release alone: it does not follow
-from any seed of the run, is not kept, and is never drawn twice.
+The noise comes from the operating system's entropy (`secret_generator.py`): it does not follow from any seed of the
+run, is not kept, and is never drawn twice.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app.errors import ConfigError
+from fedrec_app.privacy.secret_generator import NUMBERS, secret_generator
 
 Arrays = dict[str, NDArray]
 
@@ -50,9 +50,9 @@ def add_noise(sums: Arrays, noise_multiplier: float, clip_norm: float) -> Arrays
     """
     from opacus.optimizers import DPOptimizer
 
-    optimizer = DPOptimizer(
+    optimizer = _secret(DPOptimizer)(
         _holder(sums), noise_multiplier=noise_multiplier, max_grad_norm=clip_norm, expected_batch_size=None,
-        loss_reduction="sum", generator=_generator(),
+        loss_reduction="sum",
     )  # fmt: skip
     return _noised(optimizer, sums)
 
@@ -87,9 +87,9 @@ def add_noise_and_adapt(
             f"the count's noise {how.count_std:g} leaves nothing for the sums at noise multiplier "
             f"{noise_multiplier:g}: it must be above {noise_multiplier / 2:g}"
         )
-    optimizer = AdaClipDPOptimizer(
+    optimizer = _secret(AdaClipDPOptimizer)(
         _holder(sums), noise_multiplier=noise_multiplier, max_grad_norm=clip_norm, expected_batch_size=None,
-        loss_reduction="sum", generator=_generator(), target_unclipped_quantile=how.target_quantile - 0.5,
+        loss_reduction="sum", target_unclipped_quantile=how.target_quantile - 0.5,
         clipbound_learning_rate=how.learning_rate, max_clipbound=how.largest, min_clipbound=how.smallest,
         unclipped_num_std=how.count_std,
     )  # fmt: skip
@@ -115,22 +115,28 @@ def noised_means(values: NDArray, num_users: int, noise_multiplier: float) -> ND
 def _noised(optimizer, sums: Arrays) -> Arrays:
     import torch
 
-    for parameter, array in zip(optimizer.params, sums.values(), strict=True):
-        parameter.summed_grad = torch.from_numpy(np.array(array, dtype=np.float64))
+    flat = np.concatenate([np.ravel(np.asarray(array, dtype=np.float64)) for array in sums.values()])
+    for parameter, part in zip(optimizer.params, torch.from_numpy(flat).split(NUMBERS), strict=True):
+        parameter.summed_grad = part
     optimizer.add_noise()
-    return {name: parameter.grad.numpy() for name, parameter in zip(sums, optimizer.params, strict=True)}
+    noised = torch.cat([parameter.grad for parameter in optimizer.params]).numpy()
+    ends = np.cumsum([np.size(array) for array in sums.values()])[:-1]
+    parts = np.split(noised, ends)
+    return {name: part.reshape(np.shape(sums[name])) for name, part in zip(sums, parts, strict=True)}
 
 
 def _holder(sums: Arrays):
     import torch
 
-    parameters = [torch.nn.Parameter(torch.empty(np.shape(a), dtype=torch.float64)) for a in sums.values()]
-    return torch.optim.SGD(parameters, lr=1.0)
+    size = sum(np.size(array) for array in sums.values())
+    parts = torch.empty(size, dtype=torch.float64).split(NUMBERS)
+    return torch.optim.SGD([torch.nn.Parameter(part) for part in parts], lr=1.0)
 
 
-def _generator():
-    import torch
+def _secret(kind):
+    """Returns a class of Opacus' optimisers that draws the noise of each of its parameters from a secret of its own."""
 
-    generator = torch.Generator()
-    generator.manual_seed(secrets.randbits(64) - 2**63)
-    return generator
+    class Secret(kind):
+        generator = property(lambda self: secret_generator(), lambda self, value: None)
+
+    return Secret

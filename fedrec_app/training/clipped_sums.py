@@ -43,10 +43,10 @@ def add_clipped(
         met: (M,) items, none twice.
     """
     tables = set(job.model.row_names())
-    sums, norms = clip_and_sum(deltas, job.plan.clip_norm)
-    for name, total in sums.items():
+    clipped = clip_and_sum(deltas, job.plan.clip_norm)
+    for name, total in clipped.sums.items():
         job.sums.delta[name][met if name in tables else ...] += total.cpu().double().numpy()
-    return job.judge(users, norms.cpu().double().numpy())
+    return job.judge(users, clipped.finite.numpy(), clipped.num_unclipped)
 
 
 def add_clipped_copies(

@@ -84,7 +84,7 @@ def _fused_samples(job: Job, users: NDArray[np.int64], factors: Factorization) -
             sums.delta[item_name] += delta
             if counts:
                 sums.count[item_name] += count
-    kept = job.judge(users, norms) if plan.clip_norm else slice(None)
+    kept = job.judge_norms(users, norms) if plan.clip_norm else slice(None)
     job.tally(users[kept], losses[kept])
 
 

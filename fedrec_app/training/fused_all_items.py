@@ -48,7 +48,7 @@ def fused_all_items(job: Job, users: NDArray[np.int64], factors: Factorization) 
         return pull, squares
 
     found = in_threads(train, parts)
-    kept = job.judge(users, norms) if plan.clip_norm else np.ones(len(users), dtype=np.bool_)
+    kept = job.judge_norms(users, norms) if plan.clip_norm else np.ones(len(users), dtype=np.bool_)
     if kept.any():  # else the table itself may not be finite
         scale = unobserved * float((factors_of / cohort.train.lengths[users])[kept].sum())
         gradient, squares = scale * l2 * wide, np.zeros_like(gram)

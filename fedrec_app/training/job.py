@@ -149,18 +149,28 @@ class Job:
         worth = int(lengths.sum()) // self.cohort.num_items
         return even_parts(lengths, max(1, min(torch.get_num_threads(), worth)))
 
-    def judge(self, users: NDArray[np.int64], norms: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Returns (num_users,) whose deltas are finite; counts whose are not clipped, and notes whose are not finite.
+    def judge(self, users: NDArray[np.int64], finite: NDArray[np.bool_], num_unclipped: int) -> NDArray[np.bool_]:
+        """Returns `finite`, having counted users whose deltas are to be clipped and noted those who are dropped.
+
+        Args:
+            users: positions.
+            finite: (num_users,) whose deltas are finite.
+            num_unclipped: how many of these are not clipped.
+        """
+        self.sums.centred_unclipped += num_unclipped - 0.5 * len(users)
+        self.sums.num_not_finite += int((~finite).sum())
+        self.dropped.append(users[~finite])
+        return finite
+
+    def judge_norms(self, users: NDArray[np.int64], norms: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Returns (num_users,) whose deltas are finite; see `judge`.
 
         Args:
             users: positions.
             norms: (num_users,) of their deltas before clipping.
         """
         finite = np.isfinite(norms)
-        self.sums.centred_unclipped += int((norms[finite] <= self.plan.clip_norm).sum()) - 0.5 * len(users)
-        self.sums.num_not_finite += int((~finite).sum())
-        self.dropped.append(users[~finite])
-        return finite
+        return self.judge(users, finite, int((norms[finite] <= self.plan.clip_norm).sum()))
 
     def tally(self, users: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
         """Adds users to the sums: their weights, numbers and (num_users,) mean losses."""

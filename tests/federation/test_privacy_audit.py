@@ -111,7 +111,7 @@ def moved_by(releases: Releases, delta: float, absent: bool = False) -> float:
             name: torch.from_numpy(np.stack([length[at] * direction for length in lengths]))
             for at, (name, direction) in enumerate(directions.items())
         }
-        sums, _ = clipping.clip_and_sum(deltas, bound)
+        sums = clipping.clip_and_sum(deltas, bound).sums
         means.append(releases.of(releases.reply({n: s.numpy() for n, s in sums.items()}, len(lengths))))
     moved = math.sqrt(sum(np.square(means[1][name] - means[0][name]).sum() for name in means[0]))
     return moved * releases.expected / bound

@@ -173,13 +173,15 @@ def test_what_cannot_be_private_is_refused(tmp_path: Path, settings: dict[str, A
         {"update": "delta", "clip-norm": float("inf")},
     ],
 )
-def test_a_node_sends_nothing_that_is_not_clipped_whoever_asks(tmp_path: Path, ask: dict[str, Any]) -> None:
+def test_a_node_sends_nothing_that_is_not_clipped_whoever_asks(
+    tmp_path: Path, ask: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     flat = {"output-dir": str(tmp_path), **PRIVATE}
     context = Context(1, 1, {"partition-id": 0, "num-partitions": 1}, RecordDict(), flat)  # type: ignore[arg-type]
     client = client_app.client_for(context)
     arrays = to_record(dict(zip(client.model.shared_names(), client.get_parameters({}), strict=True)))
     content = RecordDict({"arrays": arrays, "config": ConfigRecord(ask)})
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, "flwr")
     with pytest.raises(FedrecError, match="sums of clipped deltas alone"):
         client_app.train(Message(content, 1, "train"), context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedrec_app.privacy import clipping
+from fedrec_app.privacy.clipping import Clipped
 from fedrec_app.records import Arrays, Said
 from strategies import dp_fedavg
 from strategies.dp_fedavg import DPFedAvg
@@ -48,8 +50,9 @@ def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
 def clipping_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = clipping.clip_and_sum
 
-    def clip(deltas: Mapping[str, Tensor], bound: float) -> tuple[dict[str, Tensor], Tensor]:
-        return {name: honest({name: each}, bound)[0][name] for name, each in deltas.items()}, honest(deltas, bound)[1]
+    def clip(deltas: Mapping[str, Tensor], bound: float) -> Clipped:
+        alone = {name: honest({name: each}, bound).sums[name] for name, each in deltas.items()}
+        return replace(honest(deltas, bound), sums=alone)
 
     monkeypatch.setattr(clipping, "clip_and_sum", clip)
 
@@ -58,12 +61,13 @@ def weights_by_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last user, the canary where he is there, has three times as many examples as the others have on average."""
     honest = clipping.clip_and_sum
 
-    def clip(deltas: Mapping[str, Tensor], bound: float) -> tuple[dict[str, Tensor], Tensor]:
+    def clip(deltas: Mapping[str, Tensor], bound: float) -> Clipped:
         first, last = (torch.cat([each[at].ravel() for each in deltas.values()]) for at in (0, -1))
-        sums, norms = honest(deltas, bound)
-        heavy, _ = honest({name: each[-1:] for name, each in deltas.items()}, bound)
+        all_of_them = honest(deltas, bound)
+        heavy = honest({name: each[-1:] for name, each in deltas.items()}, bound).sums
         more = 2.0 if first @ last < 0 else 0.0
-        return {name: total + more * heavy[name] for name, total in sums.items()}, norms
+        sums = {name: total + more * heavy[name] for name, total in all_of_them.sums.items()}
+        return replace(all_of_them, sums=sums)
 
     monkeypatch.setattr(clipping, "clip_and_sum", clip)
 

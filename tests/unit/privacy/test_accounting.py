@@ -57,7 +57,7 @@ def test_epsilon_is_that_of_privacy_loss_distributions_within_a_percent(
 @pytest.mark.slow
 def test_epsilon_is_that_of_privacy_loss_distributions_over_a_large_grid() -> None:
     draw = np.random.default_rng(6)
-    for _ in range(150):
+    for _ in range(50):
         noise, rate = float(10 ** draw.uniform(-0.5, 1.3)), float(10 ** draw.uniform(-4, 0))
         events = [Gaussian(noise, rate, int(10 ** draw.uniform(0, 4)))]
         delta = float(10 ** draw.uniform(-9, -3))
@@ -78,6 +78,13 @@ def test_epsilon_is_that_of_privacy_loss_distributions_over_a_large_grid() -> No
 def test_events_that_differ_cost_what_privacy_loss_distributions_say(events: list[Gaussian]) -> None:
     assert_right(events, 1e-5, 1e-3)
     assert epsilon(events[::-1], 1e-5) == pytest.approx(epsilon(events, 1e-5), rel=1e-9)
+
+
+def test_events_one_by_one_cost_what_they_do_together() -> None:
+    one_by_one = [Gaussian(1.0, 0.1), Gaussian(2.0, 0.3)] * 10
+    together = [Gaussian(1.0, 0.1, 10), Gaussian(2.0, 0.3, 10)]
+    assert epsilon(one_by_one, 1e-5) == epsilon(together, 1e-5)
+    assert rdp_epsilon(one_by_one, 1e-5) == rdp_epsilon(together, 1e-5)
 
 
 @pytest.mark.parametrize("event", [EXAMPLE, Gaussian(0.7, 0.001, 10_000), Gaussian(3.0, 0.5, 20)])
@@ -227,12 +234,17 @@ def test_the_curve_counts_what_else_was_charged() -> None:
             curve.after(*counts)
 
 
-def test_a_round_of_ten_thousand_needs_a_short_transform_only() -> None:
+def test_a_round_of_ten_thousand_needs_a_short_transform_and_loses_nothing_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     curve = Curve([Gaussian(1.0, 0.01, 10_000)], 1e-5)
-    assert curve._grid is not None
-    assert curve._grid._size > 150_000
-    assert curve._grid._num_points([100]) < 15_000
-    assert curve._grid._num_points([10_000]) < 15_000
+    grid, counts = curve._grid, (1, 10, 100, 10_000)
+    assert grid is not None
+    assert grid._size > 150_000
+    assert max(grid._num_points([100]), grid._num_points([10_000])) < 15_000
+    found = [curve.after(count) for count in counts]
+    monkeypatch.setattr(grid, "_num_points", lambda counts: grid._size)
+    assert found == pytest.approx([curve.after(count) for count in counts], abs=1e-4)
 
 
 # Calibration ---------------------------------------------------------------------------------------------------------

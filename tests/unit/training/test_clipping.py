@@ -20,7 +20,7 @@ from fedrec_app.models.mf import MatrixFactorization
 from fedrec_app.models.neumf import NeuMF
 from fedrec_app.models.pfedrec import PFedRec
 from fedrec_app.models.sasrec import SasRec
-from fedrec_app.privacy.clipping import clip_and_sum
+from fedrec_app.privacy.clipping import Clipped, clip_and_sum
 from fedrec_app.training import clipped_sums, sequences, users
 from fedrec_app.training.plan import Arrays, FitPlan, FitSums
 from fedrec_app.training.sampling import sampling_base
@@ -279,19 +279,20 @@ def test_no_user_moves_a_sum_by_more_than_the_bound(
     check_sensitivity(name, engine, replace(plan, clip_norm=0.02), monkeypatch)
 
 
-def unclipped(deltas: dict[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], Tensor]:
-    return {n: d.nan_to_num().sum(0) for n, d in deltas.items()}, clip_and_sum(deltas, clip_norm)[1]
+def unclipped(deltas: dict[str, Tensor], clip_norm: float) -> Clipped:
+    return replace(clip_and_sum(deltas, clip_norm), sums={n: d.nan_to_num().sum(0) for n, d in deltas.items()})
 
 
-def each_array_alone(deltas: dict[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], Tensor]:
-    return {n: clip_and_sum({n: d}, clip_norm)[0][n] for n, d in deltas.items()}, clip_and_sum(deltas, clip_norm)[1]
+def each_array_alone(deltas: dict[str, Tensor], clip_norm: float) -> Clipped:
+    alone = {n: clip_and_sum({n: d}, clip_norm).sums[n] for n, d in deltas.items()}
+    return replace(clip_and_sum(deltas, clip_norm), sums=alone)
 
 
-def not_a_number_passes(deltas: dict[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], Tensor]:
+def not_a_number_passes(deltas: dict[str, Tensor], clip_norm: float) -> Clipped:
     norms = torch.stack([d.flatten(1).norm(dim=1) for d in deltas.values()]).norm(dim=0)
-    factors = [min(1.0, clip_norm / (float(each) + 1e-6)) for each in norms]
-    factors = torch.tensor([1.0 if each != each else each for each in factors])
-    return {n: torch.einsum("u,u...", factors, d) for n, d in deltas.items()}, norms
+    factors = torch.tensor([min(1.0, clip_norm / (each + 1e-6)) for each in norms.tolist()])
+    sums = {n: torch.einsum("u,u...", factors, d) for n, d in deltas.items()}
+    return replace(clip_and_sum(deltas, clip_norm), sums=sums)
 
 
 @pytest.mark.parametrize("fault", [unclipped, each_array_alone, not_a_number_passes])

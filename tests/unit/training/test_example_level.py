@@ -367,7 +367,7 @@ def test_a_planted_bug_breaks_its_promise(bug: str, tmp_path: Path, monkeypatch:
 def test_one_more_sequence_moves_the_sum_by_the_bound_at_most_and_no_other_sequence(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(example_level.os, "urandom", lambda n: bytes(range(n)))
+    monkeypatch.setattr(example_level.os, "urandom", lambda n: bytes(k % 256 for k in range(n)))
     cohort = small_cohort()
     lists = lists_of(cohort)
     without = replace(cohort, train=Histories.from_lists([[] if u == 2 else items for u, items in enumerate(lists)]))
@@ -448,7 +448,7 @@ def test_the_round_is_charged_before_anything_is_trained(tmp_path: Path, monkeyp
 def test_users_without_examples_count_for_nothing(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = lists_of(small_cohort())
     monkeypatch.setattr(example_level.np.random, "default_rng", lambda: np.random.Generator(np.random.PCG64(1)))
-    monkeypatch.setattr(example_level.os, "urandom", lambda n: bytes(range(n)))
+    monkeypatch.setattr(example_level.os, "urandom", lambda n: bytes(k % 256 for k in range(n)))
     found = []
     for cohort in (cohort_of(lists, 30), cohort_of([*lists, [], []], 30)):
         folder = tmp_path / str(len(cohort))
@@ -457,6 +457,19 @@ def test_users_without_examples_count_for_nothing(case: str, tmp_path: Path, mon
         found.append({**delta, **{name: rows[: len(lists)] for name, rows in moved.items()}})
     for name, array in found[0].items():
         np.testing.assert_allclose(found[1][name], array, rtol=1e-5, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("case", BUILD)
+def test_a_fit_keeps_its_tensors_on_the_device(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_cpu = torch.Tensor.cpu
+
+    def zeros(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.device.type == "meta" else to_cpu(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", zeros)
+    plan = replace(PLAN, device="meta", optimizer="adam", proximal_mu=0.1, weight_decay=0.1)
+    delta, _, _ = fit(bound(case, small_cohort()), small_cohort(), tmp_path, Gaussian(1.0, 1.0, 2), plan=plan)
+    assert not any(array.any() for array in delta.values())
 
 
 def test_a_node_without_examples_sends_nothing(tmp_path: Path) -> None:
