@@ -234,6 +234,8 @@ def _advance(bar: Progress, record: dict[str, Any], config: RunConfig) -> None:
     name = config.evaluate.metric
     value = (record["validation"] or {}).get(name)
     text = f"{name} {value:.4f}" if value is not None else str(task.fields["metric"])
+    if (epsilon := record["train"].get("epsilon")) is not None:
+        text = f"{name} {value:.4f}, epsilon {epsilon:.3f}" if value is not None else f"epsilon {epsilon:.3f}"
     bar.update(task.id, completed=record["round"], metric=text)
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the tables in docs/results.md: every figure there comes from this script.
+"""Makes the tables in docs/results.md and docs/privacy.md: every figure there comes from this script.
 
     python scripts/reproduce.py first-models --data-dir DATA --out docs/results.md
     python scripts/reproduce.py strategies --data-dir DATA --out docs/results.md
     python scripts/reproduce.py models --data-dir DATA --out docs/results.md
     python scripts/reproduce.py sequences --data-dir DATA --out docs/results.md
     python scripts/reproduce.py large --data-dir DATA --out docs/results.md
+    python scripts/reproduce.py privacy --data-dir DATA --out docs/privacy.md
     python scripts/reproduce.py tune-strategies --data-dir DATA        how the options of `strategies` were chosen
 
 `--data-dir` holds a folder `ml-100k` in the official layout (`fedrec data prepare ml-100k --out DIR/ml-100k`), and for
@@ -23,6 +24,7 @@ from experiments.first_models import first_models
 from experiments.large import large
 from experiments.models import models
 from experiments.page import write_section
+from experiments.privacy import PICTURE, privacy
 from experiments.runs import Runs
 from experiments.sequences import sequences
 from experiments.strategies import strategies, tune
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: of the command line; those of this process where None.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*SECTIONS, "tune-strategies"])
+    parser.add_argument("experiment", choices=[*SECTIONS, "privacy", "tune-strategies"])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", default="", help="run only rows whose name holds this text")
@@ -56,7 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     if given.experiment == "tune-strategies":
         tune(runs, given.only)
         return
-    section = SECTIONS[given.experiment](runs, given.only)
+    if given.experiment == "privacy":
+        section = privacy(runs, given.only, given.out.with_name(PICTURE) if given.out else None)
+    else:
+        section = SECTIONS[given.experiment](runs, given.only)
     print(section)
     if given.out:
         write_section(given.out, given.experiment, section)

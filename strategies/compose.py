@@ -32,6 +32,7 @@ SERVER_OPTIMIZERS = Registry(
         "adagrad": "strategies.adaptive:Adagrad",
         "yogi": "strategies.adaptive:Yogi",
         "adam": "strategies.adaptive:Adam",
+        "subspace": "strategies.subspace:Subspace",
     },
     "fedrec.server_optimizers",
     ServerOptimizer,

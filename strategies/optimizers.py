@@ -45,6 +45,14 @@ class ServerOptimizer:
         """
         raise NotImplementedError
 
+    def serve(self, params: Arrays) -> Arrays:
+        """Returns the parameters as they are judged and released; steps go on from those given.
+
+        Args:
+            params: after any step; not to be changed.
+        """
+        return params
+
     def state(self) -> Arrays:
         """Returns what the next step depends on, by name: a checkpoint keeps it."""
         return {}

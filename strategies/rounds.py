@@ -145,7 +145,8 @@ def run_rounds(
     """Returns the run after its last round.
 
     A strategy may have a method `stops(server_round) -> str`. It is asked why that round may not start any more, more
-    than once a round; "" to go on. The run then ends with the rounds it has.
+    than once a round; "" to go on. The run then ends with the rounds it has. With a method `serve(arrays) -> arrays` it
+    says what parameters become before they are judged and kept as the best; training goes on from what they were.
 
     Args:
         strategy: any Flower strategy of the message API.
@@ -169,7 +170,10 @@ def run_rounds(
         FedrecError: no round changed the parameters, or the strategy does not allow the first one.
         StateError: a file that the strategy needs is damaged or cannot be written.
     """
+    served = getattr(strategy, "serve", _as_they_are)
     progress = resume or Progress(initial_arrays, initial_arrays)
+    if progress.rounds and progress.best_round == progress.last_round:
+        progress.best_arrays = served(progress.arrays)
     failures: Counter[str] = Counter()
     judge = evaluate or _own_evaluation(strategy, grid, timeout)
     stops = getattr(strategy, "stops", _never)
@@ -193,15 +197,15 @@ def run_rounds(
             trace = None if what in failures else failure
             failures[what] += 1
             log(WARNING, "round %s skipped: the strategy failed with %s", server_round, what, exc_info=trace)
-        validation = None
+        serving, validation = served(progress.arrays), None
         is_last = server_round == num_rounds or bool(stops(server_round + 1))
         if evaluate_every and (is_last or server_round % evaluate_every == 0):
             config = ConfigRecord(dict(evaluate_config or {}))
-            validation, more_down, more_up = judge(server_round, progress.arrays, config)
+            validation, more_down, more_up = judge(server_round, serving, config)
             down, up = down + more_down, up + more_up
         if evaluate_fn is not None:
-            evaluate_fn(server_round, progress.arrays)
-        _keep_best(progress, server_round, validation, metric, choose)
+            evaluate_fn(server_round, serving)
+        _keep_best(progress, serving, server_round, validation, metric, choose)
         seconds = time.perf_counter() - began
         record = RoundRecord(
             server_round, seconds, dict(trained or {}), dict(validation) if validation else None, down, up
@@ -214,8 +218,13 @@ def run_rounds(
             f"none of the {len(progress.rounds)} rounds took a step: {_reasons(progress.rounds, failures)}"
         )
     if progress.best_round == 0:
-        progress.best_round, progress.best_arrays = progress.last_round, progress.arrays
+        progress.best_round, progress.best_arrays = progress.last_round, served(progress.arrays)
     return progress
+
+
+def _as_they_are(arrays: ArrayRecord) -> ArrayRecord:
+    """Returns what training has left."""
+    return arrays
 
 
 def _nothing(server_round: int) -> None:
@@ -265,14 +274,15 @@ def _reasons(rounds: Iterable[RoundRecord], failures: Counter[str]) -> str:
 
 
 def _keep_best(
-    progress: Progress, server_round: int, validation: MetricRecord | None, metric: str, choose: str
-) -> None:
+    progress: Progress, serving: ArrayRecord, server_round: int, validation: MetricRecord | None, metric: str,
+    choose: str,
+) -> None:  # fmt: skip
     value = (validation or {}).get(metric)
     better = isinstance(value, float) and value > progress.best_value + 1e-9  # not by a rounding of sums
     if isinstance(value, float) and (better or choose == "last"):
         progress.best_value = value
     if better or choose == "last":
-        progress.best_round, progress.best_arrays = server_round, progress.arrays
+        progress.best_round, progress.best_arrays = server_round, serving
 
 
 def _aggregated(

@@ -50,6 +50,13 @@ class MatrixFactorization(Recommender):
         "strategy.options": '{"learning_rate": 0.03, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-8}',
     }
 
+    # Where the noise is, few directions can be told from it: docs/privacy.md has what was tried.
+    private_recipe: ClassVar[Mapping[str, Scalar]] = {
+        "model.embedding-dim": 24,
+        "privacy.clip-norm": 1e-3,
+        "strategy.options": '{"server_optimizer": {"name": "subspace"}}',
+    }
+
     class Options(ModelOptions):
         """Options of matrix factorisation."""
 

@@ -1,7 +1,8 @@
 """Users who take one plain gradient step and whose deltas are clipped: the gradients of a block of them, any model.
 
-Gradients of single users come from `torch.func.vmap` in one forward and one backward pass; Opacus' optimiser clips and
-adds them up. A block holds a bounded number of numbers, so memory does not grow with users.
+Gradients of single users come from one forward pass under `torch.func.vmap`, every user with parameters of his own that
+take no memory, and one backward pass; Opacus' optimiser clips and adds them up. A block holds a bounded number of
+numbers, so memory does not grow with users.
 
 Ghost clipping (Li, Tramer, Liang & Hashimoto, Large Language Models Can Be Strong Differentially Private Learners, ICLR
 2022, section 4) has the norms of layers without their gradients, and pays with a second backward pass. Opacus' own
@@ -15,10 +16,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
-from fedrec_app.models.base import Batch
 from fedrec_app.training import batches, sequences
 from fedrec_app.training.clipped_sums import add_clipped, users_at_a_time
 from fedrec_app.training.job import Job
@@ -49,17 +48,15 @@ def _fit_block(job: Job, users: NDArray[np.int64]) -> None:
     batch = batches.to({**whole, "user": torch.zeros_like(whole["user"])}, plan.device)
     tables, places = set(model.row_names() if job.cuts_tables else []), torch.from_numpy(met).to(plan.device)
     shared = {name: tensor[places] if name in tables else tensor for name, tensor in job.shared.items()}
+    # A user a place along the first axis, and so a gradient each; plain autograd holds less than `torch.func.grad`.
+    copies = {name: tensor.expand(len(users), *tensor.shape).detach() for name, tensor in shared.items()}
     own, own_states = take(job.rows, model.private_names(), users, plan.device)
-    first_axis = {**dict.fromkeys(shared, None), **dict.fromkeys(own, 0)}
+    leaves = {name: tensor.requires_grad_() for name, tensor in {**copies, **own}.items()}
+    losses = vmap(loss_of_one, in_dims=(None, 0, 0))(model, leaves, batch)
     # A loss that is scaled has deltas for gradients: of a large model it costs to make these of those.
     scale = 1.0 if job.moves_private else -plan.learning_rate
-
-    def loss(params: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        value = loss_of_one(model, params, batch)
-        return scale * value, value
-
-    gradients = vmap(grad(loss, has_aux=True), in_dims=(first_axis, 0))
-    grads, losses = gradients({**shared, **own}, batch)
+    found = torch.autograd.grad(scale * losses.sum(), list(leaves.values()), materialize_grads=True)
+    grads = dict(zip(leaves, found, strict=True))
     deltas = {name: -plan.learning_rate * grads[name] if job.moves_private else grads[name] for name in shared}
     kept = add_clipped(job, users, deltas, met)
     if job.moves_private:

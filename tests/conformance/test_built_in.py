@@ -23,6 +23,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 0.1, "beta_1": 0.0, "beta_2": 0.0, "tau": 1e-3},
         {"learning_rate": 1.0, "beta_1": 0.5, "tau": 1e-8, "bias_correction": False},
     ],
+    "dp-fedavg": [{"server_optimizer": {"name": "subspace", "momentum": 0.5}}],
     "fedbuff": [
         {"buffer_size": 3},
         {"buffer_size": 4, "staleness_exponent": 0.0},

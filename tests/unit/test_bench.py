@@ -85,6 +85,17 @@ def test_a_command_prints_its_ratios_and_what_they_are_made_of(
     assert {"cpu", "cores", "threads", "torch", "numpy", "numba"} <= set(found["environment"])
 
 
+def test_privacy_tells_what_clipping_costs_and_that_it_clips(bench: Bench) -> None:
+    found = bench("privacy")
+    assert set(found["ratios"]) == {"clip-mf", "clip-mf-bce", "clip-transformer"}
+    for key, result in found["results"].items():
+        assert_positive(result["ratio"])
+        assert result["ratio"] == found["ratios"][key]
+        assert result["limit"] == (2.0 if key == "clip-transformer" else 1.3)
+        assert result["checks"]["difference where nobody reaches the bound"] < 1e-5
+        assert 0 < result["checks"]["share that was clipped"] <= 1
+
+
 def test_scale_measures_each_size_and_computes_the_rest(
     bench: Bench, parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,3 +342,17 @@ def test_a_block_of_users_never_holds_more_numbers_than_it_may() -> None:
         size = clipped_sums.users_at_a_time(job, num_met)
         held = [n * (fixed + row * min(NUM_ITEMS, n * num_met)) for n in (size, size + 1)]
         assert held[0] <= clipped_sums.CPU_FLOATS < held[1]
+
+
+def test_deltas_are_shortened_to_the_bound_and_what_is_not_finite_is_left_out() -> None:
+    deltas = {
+        "table": torch.tensor([[[3.0, 0.0]], [[0.0, 0.0]], [[np.nan, 0.0]], [[0.6, 0.0]], [[1e15, 0.0]]]),
+        "bias": torch.tensor([4.0, 0.0, 1.0, 0.8, np.inf]),
+    }
+    clipped = clip_and_sum(deltas, 2.5)
+    assert clipped.finite.tolist() == [True, True, False, True, False]
+    assert clipped.num_unclipped == 2
+    torch.testing.assert_close(clipped.sums["table"], torch.tensor([[1.5 + 0.6, 0.0]]), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(clipped.sums["bias"], torch.tensor(2.0 + 0.8), rtol=1e-6, atol=0.0)
+    nobody = clip_and_sum({name: delta[4:] for name, delta in deltas.items()}, 2.5)
+    assert (nobody.num_unclipped, float(nobody.sums["bias"]), nobody.sums["table"].tolist()) == (0, 0.0, [[0.0, 0.0]])
