@@ -192,7 +192,9 @@ class RecommenderClient(NumPyClient):
         if plan.part is not None:
             kept = [int(config.get(Ask.MEMORY_ROUND, 0)), *_rounds_to_keep(config)]
             self._memory(config).save(server_round, plan.part.memory, kept)
-        arrays = outgoing.deltas(sums, self.model.row_names()) if wants_delta else outgoing.parameters(shared, sums)
+        # Which rows changed, and how many bytes they take, is not for everybody.
+        tables = [] if self._private else self.model.row_names()
+        arrays = outgoing.deltas(sums, tables) if wants_delta else outgoing.parameters(shared, sums)
         metrics: dict[str, Any] = {
             Said.NUM_EXAMPLES: int(sums.num_examples),
             Said.NUM_USERS: int(sums.num_users),

@@ -15,7 +15,7 @@ from fedrec_app import client_app
 from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.models.registry import resolved
 from fedrec_app.privacy.ledger import Ledger
-from fedrec_app.records import Ask, Said, to_record
+from fedrec_app.records import Ask, Said, num_bytes, to_record
 from fedrec_app.server_app import RunResult
 from fedrec_app.simulate import simulate
 from tests.small import SMALL
@@ -68,9 +68,11 @@ def test_what_would_leak_is_withheld_or_noised_and_the_report_says_which(tmp_pat
         assert text in report, text
 
 
-def test_a_node_says_nothing_of_who_took_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["{}", '{"loss": "bce"}'])
+def test_a_node_says_nothing_of_who_took_part(tmp_path: Path, model: str) -> None:
     replies: list[Message] = []
-    run(tmp_path, taps=[lambda m: replies.append(m) if m.metadata.reply_to_message_id else None])
+    settings = {"model.options": model, "train.num-negatives": 1, "privacy.sampling-rate": 0.5}
+    run(tmp_path, taps=[lambda m: replies.append(m) if m.metadata.reply_to_message_id else None], **settings)
     for message in replies:
         for record in (*message.content.metric_records.values(), *message.content.config_records.values()):
             assert record.get(Said.NUM_EXAMPLES, 0) == 0
@@ -79,6 +81,7 @@ def test_a_node_says_nothing_of_who_took_part(tmp_path: Path) -> None:
         names = {name for record in message.content.array_records.values() for name in record}
         assert not {name for name in names if name.startswith(("stat/", "count/"))}
     trained = [m for m in replies if m.metadata.message_type == "train"]
+    assert len({num_bytes(m.content) for m in trained}) == 1  # no size says who met how many items
     assert len(trained) == 9
     assert {m.content.metric_records["metrics"][Said.NUM_USERS] for m in trained} == {0}
     judged = [m.content.array_records["arrays"]["eval/sums"].numpy() for m in replies if "evaluate" in kind(m)]

@@ -59,13 +59,26 @@ def content(result: RunResult) -> tuple[dict[str, bytes], list[Any], dict[str, A
     return {name: array.tobytes() for name, array in arrays.items()}, rounds, summary
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, every: int) -> None:
-    whole = run(tmp_path / "whole", **{"checkpoint.every": every})
-    folder = stopped(tmp_path / "stopped", 3, **{"checkpoint.every": every})
-    resumed = run(tmp_path / "stopped", **{"checkpoint.every": every, "checkpoint.resume-from": str(folder)})
+SERVED = {"strategy.name": "median", "strategy.options": '{"server_optimizer": "subspace"}'}
+"""What is judged and released is not what training goes on from."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"checkpoint.every": 2}, SERVED], ids=["every", "every other", "served"])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, settings: dict[str, Any]) -> None:
+    whole = run(tmp_path / "whole", **settings)
+    folder = stopped(tmp_path / "stopped", 3, **settings)
+    resumed = run(tmp_path / "stopped", **{**settings, "checkpoint.resume-from": str(folder)})
     assert resumed.folder.path == folder
     assert content(resumed) == content(whole)
+
+
+def test_a_run_that_was_over_ends_the_same_when_it_goes_on(tmp_path: Path) -> None:
+    """Its last round is the best, as what was served of it must be found again."""
+    settings = {**PRIVATE, "privacy.metrics": "exact"}
+    whole = run(tmp_path, **settings)
+    again = run(tmp_path, **settings, **{"checkpoint.resume-from": str(whole.folder.path)})
+    assert again.summary["test"] == whole.summary["test"]
+    assert again.summary["privacy"] == whole.summary["privacy"]
 
 
 def test_a_private_run_that_goes_on_continues_its_ledger(tmp_path: Path) -> None:
