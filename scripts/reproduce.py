@@ -7,6 +7,7 @@
     python scripts/reproduce.py sequences --data-dir DATA --out docs/results.md
     python scripts/reproduce.py large --data-dir DATA --out docs/results.md
     python scripts/reproduce.py privacy --data-dir DATA --out docs/privacy.md
+    python scripts/reproduce.py attacks --data-dir DATA --out docs/privacy.md
     python scripts/reproduce.py tune-strategies --data-dir DATA        how the options of `strategies` were chosen
 
 `--data-dir` holds a folder `ml-100k` in the official layout (`fedrec data prepare ml-100k --out DIR/ml-100k`), and for
@@ -20,6 +21,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from experiments.attacks import attacks
 from experiments.first_models import first_models
 from experiments.large import large
 from experiments.models import models
@@ -35,6 +37,7 @@ SECTIONS = {
     "models": models,
     "sequences": sequences,
     "large": large,
+    "attacks": attacks,
 }
 
 
