@@ -37,7 +37,13 @@ NOT_SEARCHED = {
     **{
         f"privacy.{key}": "how much privacy there is must not be chosen by quality"
         for key in (
-            "unit", "target-epsilon", "noise-multiplier", "delta", "metrics", "metrics-noise-multiplier", "min-cohort"
+            "unit",
+            "target-epsilon",
+            "noise-multiplier",
+            "delta",
+            "metrics",
+            "metrics-noise-multiplier",
+            "min-cohort",
         )
     },
     "seed": "the luckiest seed is no better than others",

@@ -36,8 +36,9 @@ that users pull alike, and the server optimiser `subspace`, a noisy power method
 solved on the node from the whole history, without noise, and never leave it: most of what a user gets is his own data.
 Noise, momentum, dimension and rounds were chosen on validation of both sets, outside of any budget: these are public
 data, and figures are exact for that reason. The synthetic users follow twenty topics, so a few directions hold nearly
-all there is to learn, which suits the method; ML-100K, with a sixth of the users, is the sober figure. "none" is the best of the rows without privacy, on test, so shares are
-rather too small than too large; the round of these is the best on validation, while private runs release the last.
+all there is to learn, which suits the method; ML-100K, with a sixth of the users, is the sober figure. "none" is the
+best of the rows without privacy, on test, so shares are rather too small than too large; the round of these is the best
+on validation, while private runs release the last.
 """
 
 

@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedrec_app import client_app
 from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.models.mf import MatrixFactorization
 from fedrec_app.models.registry import resolved
 from fedrec_app.privacy.ledger import Ledger
 from fedrec_app.records import Ask, Said, num_bytes, to_record
@@ -164,6 +165,18 @@ def test_what_cannot_be_private_is_refused(tmp_path: Path, settings: dict[str, A
     with pytest.raises(ConfigError) as error:
         run(tmp_path, **settings)
     assert expected in str(error.value)
+
+
+class Coupled(MatrixFactorization):
+    """A model whose users' losses depend on each other."""
+
+    name = "coupled"
+    couples_users = True
+
+
+def test_a_model_that_couples_users_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="couples users"):
+        run(tmp_path, **{"model.name": f"{__name__}:Coupled"})
 
 
 @pytest.mark.parametrize(

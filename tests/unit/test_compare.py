@@ -32,6 +32,7 @@ from fedrec_app.training.node import fit_node
 from fedrec_app.training.plan import FitPlan
 
 DATA = '{"num_users": 40, "num_items": 60, "mean_interactions": 15, "min_interactions": 5}'
+PRIVATE: dict[str, Any] = {"privacy.unit": "user", "privacy.target-epsilon": 8.0}
 SMALL: dict[str, Any] = {"data.options": DATA, "num-server-rounds": 2, "evaluate.bootstrap": 100}
 
 
@@ -256,11 +257,21 @@ def test_draws_are_averaged_over_seeds_before_an_interval_is_taken() -> None:
         ({}, {"names": ["federated"], "local_rounds": 1}, "add local-only to --rows"),
         ({"strategy.name": "flwr.serverapp.strategy:FedAvg"}, {}, "local-only training needs a strategy of ours"),
         ({"model.init-from": "a.safetensors"}, {}, "model.init-from is set: a user alone starts from nothing"),
+        (PRIVATE, {}, r'rows are compared user by user.*set privacy.metrics="exact"'),
     ],
 )
 def test_what_makes_no_sense_is_refused(flat: dict[str, Any], asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_rows(flat, **{"num_nodes": 2, **asked})
+
+
+def test_what_privacy_costs_shows_beside_rows_that_have_none() -> None:
+    rows = plan_rows({**PRIVATE, "privacy.metrics": "exact"}, 2)
+    assert [row.config.privacy.unit for row in rows] == ["user", "none", "none", "none"]
+    federated, centralised = rows[0].config, rows[1].config
+    assert (federated.strategy.name, federated.model.embedding_dim) == ("dp-fedavg", 24)
+    assert centralised.model.embedding_dim == 32
+    assert rows[1].differs["privacy.unit"] == ["user", "none"]
 
 
 def test_there_are_enough_draws_for_a_p_value_unless_the_settings_say_otherwise() -> None:

@@ -83,6 +83,7 @@ def test_values_are_ranges_or_choices(text: str, expected: Dimension) -> None:
         ("train.learning-rate=log:0.1..1", {"model.name": "ease"}, "changes nothing: model 'ease' is solved"),
         ("seed=int:0..9", {}, "seed cannot be searched: the luckiest seed"),
         ('evaluate.metric="hr@10"|"ndcg@10"', {}, "evaluate.metric cannot be searched"),
+        ("privacy.target-epsilon=1..9", {}, "how much privacy there is must not be chosen by quality"),
         ("data.min-interactions=int:1..9", {}, "trials must share their data"),
         ('model.name="mf"|"sasrek"', {}, "unknown model 'sasrek'.*did you mean 'sasrec'"),
         ("", {"model.name": "popularity"}, "nothing to tune of model 'popularity': it has no default space"),
@@ -283,6 +284,17 @@ def test_three_failures_for_one_reason_end_a_search(tmp_path: Path) -> None:
     few = {**EASE, "privacy.min-cohort": 21}
     with pytest.raises(FedrecError, match=r"no trial completed, of 3: 3 times .*privacy.min-cohort is 21"):
         tune(few, read_space([LAMBDA], few), 2, tmp_path / "s", 9)
+
+
+def test_a_private_search_needs_figures_that_privacy_keeps(tmp_path: Path) -> None:
+    private = {**MF, "privacy.unit": "user", "privacy.target-epsilon": 8.0, "num-server-rounds": 2}
+    space = read_space(["privacy.clip-norm=log:1e-4..1"], private)
+    with pytest.raises(ConfigError, match=r'trials are judged on validation.*privacy.metrics="exact"'):
+        tune(private, space, 2, tmp_path / "s", 1)
+    exact = {**private, "privacy.metrics": "exact"}
+    study = tune(exact, read_space(["privacy.clip-norm=log:1e-4..1"], exact), 2, tmp_path / "s", 1)
+    assert [trial.state for trial in study.trials] == ["complete"]
+    assert study.trials[0].best_round == 2  # the last round is what would be released
 
 
 def test_a_study_is_of_the_file_that_its_models_start_from(tmp_path: Path) -> None:
