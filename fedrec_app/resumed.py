@@ -11,7 +11,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
-from fedrec_app.artifacts import RunFolder
+from fedrec_app.artifacts import SUMMARY, RunFolder
 from fedrec_app.checkpoint import FOLDER, Checkpoint, Checkpoints, check_same
 from fedrec_app.config import RunConfig
 from fedrec_app.errors import StateError
@@ -25,11 +25,13 @@ class Resumed:
 
     Attributes:
         folder: of the run.
+        over: its summary, where it was not stopped but over.
         checkpoint: the newest one that is not damaged.
         checkpoints: all that are there.
     """
 
     folder: RunFolder
+    over: dict[str, Any] | None
     checkpoint: Checkpoint
     checkpoints: Checkpoints
 
@@ -50,7 +52,10 @@ class Resumed:
         checkpoint = checkpoints.read_newest()
         check_same(checkpoint.facts.get("settings", {}), config.flat())
         log(INFO, "the run in %s goes on after round %s", path, checkpoint.round)
-        return cls(RunFolder(path), checkpoint, checkpoints)
+        folder = RunFolder(path)
+        summary = folder.read_summary() if (path / SUMMARY).is_file() else {}
+        over = summary if summary.get("status") == "completed" else None
+        return cls(folder, over, checkpoint, checkpoints)
 
     @property
     def lineage(self) -> str:
@@ -59,6 +64,14 @@ class Resumed:
         if not isinstance(lineage, str):
             raise StateError(f"the checkpoint of round {self.checkpoint.round} names no lineage")
         return lineage
+
+    def require_work(self, num_rounds: int) -> None:
+        """Raises StateError where the run is over and has all rounds that it may have: its files stay as they are."""
+        if self.over is not None and num_rounds <= self.checkpoint.round:
+            raise StateError(
+                f"the run in {self.folder.path} is over, and no round is left to it: it has {self.checkpoint.round}; "
+                "raise num-server-rounds to make it longer (a private run ends with its budget)"
+            )
 
     def progress(self, facts: Mapping[str, Any]) -> Progress:
         """Returns the rounds that are over; metrics.jsonl has no others then.

@@ -141,7 +141,8 @@ def run_server(
             grid = WithBase(grid, model.base)
         summary = _Run(config, model, start, catalog, grid, folder, resumed).execute(watchers, reads_test)
     except BaseException as error:
-        folder.write_summary({"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed})
+        failed = {"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed}
+        folder.write_summary(resumed.over if resumed and resumed.over else failed)
         log(ERROR, "the run failed: %s", str(error) or type(error).__name__)
         raise
     return RunResult(folder, summary)
@@ -187,6 +188,8 @@ class _Run:
         )
         if private is not None:
             num_rounds = _affordable(private, num_rounds, before.last_round if before else 0)
+        if resumed is not None:
+            resumed.require_work(num_rounds)
         strategy = strategy_of(config, self.model, roster, private and private.user_level())
         evaluation = FederatedEvaluation(popularity)
         judge = self._judge(evaluation, roster)

@@ -37,7 +37,10 @@ class SubspaceOptions(StrategyOptions):
 
     momentum: float = Field(default=0.95, ge=0, lt=1, description="beta, decay of the sum of deltas")
     spectrum: float = Field(
-        default=-1.0, ge=-1, le=1, description="exponent of singular values in training: 1 as they are, 0 all alike"
+        default=-1.0,
+        ge=-2,
+        le=1,
+        description="exponent of singular values in training: 1 as they are, 0 all alike; -2 suits an epsilon below 8",
     )
     train_scale: float = Field(default=0.02, gt=0, description="root mean square of the table that nodes train from")
     serve_scale: float = Field(default=0.2, gt=0, description="root mean square of the table that is released")
@@ -90,7 +93,7 @@ def with_spectrum(table: NDArray, exponent: float) -> NDArray[np.float64]:
 
     Args:
         table: (num_rows, d).
-        exponent: from -1 to 1.
+        exponent: from -2 to 1.
     """
     wide = table.astype(np.float64)
     squares, turn = np.linalg.eigh(wide.T @ wide)

@@ -72,13 +72,28 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, setti
     assert content(resumed) == content(whole)
 
 
-def test_a_run_that_was_over_ends_the_same_when_it_goes_on(tmp_path: Path) -> None:
-    """Its last round is the best, as what was served of it must be found again."""
-    settings = {**PRIVATE, "privacy.metrics": "exact"}
-    whole = run(tmp_path, **settings)
-    again = run(tmp_path, **settings, **{"checkpoint.resume-from": str(whole.folder.path)})
-    assert again.summary["test"] == whole.summary["test"]
-    assert again.summary["privacy"] == whole.summary["privacy"]
+def test_a_run_that_was_killed_after_its_last_round_ends_the_same(tmp_path: Path) -> None:
+    """Killed after its last round: what was served of it must be found again."""
+    settings = {**SERVED, "evaluate.every": 6}
+    whole = run(tmp_path / "whole", **settings)
+    folder = stopped(tmp_path / "stopped", 6, **settings)
+    resumed = run(tmp_path / "stopped", **settings, **{"checkpoint.resume-from": str(folder)})
+    assert content(resumed) == content(whole)
+
+
+@pytest.mark.parametrize("settings", [{}, PRIVATE, {**PRIVATE, "num-server-rounds": 9}], ids=["", "private", "longer"])
+def test_a_run_that_is_over_and_has_no_round_left_stays_as_it_is(tmp_path: Path, settings: dict[str, Any]) -> None:
+    over = run(tmp_path, **{**settings, "num-server-rounds": 6})
+    before = over.folder.read_summary()
+    with pytest.raises(StateError, match="no round is left to it: it has 6"):
+        run(tmp_path, **{**settings, "checkpoint.resume-from": str(over.folder.path)})
+    assert over.folder.read_summary() == before
+
+
+def test_a_run_that_is_over_can_be_made_longer(tmp_path: Path) -> None:
+    over = run(tmp_path)
+    longer = {"num-server-rounds": 8, "checkpoint.resume-from": str(over.folder.path)}
+    assert run(tmp_path, **longer).summary["rounds"] == 8
 
 
 def test_a_private_run_that_goes_on_continues_its_ledger(tmp_path: Path) -> None:
