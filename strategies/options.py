@@ -16,7 +16,7 @@ UnitWeighting = Annotated[
 ]
 ServerOptimizerChoice = Annotated[
     Choice,
-    Field(description='step along the delta: sgd, momentum, adagrad, yogi, adam, or {"name": ..., options}'),
+    Field(description='step along the delta: sgd, momentum, adagrad, yogi, adam, subspace, or {"name": ..., options}'),
 ]
 
 

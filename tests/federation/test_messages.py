@@ -135,7 +135,7 @@ def test_nodes_send_the_rows_that_they_changed_alone_which_changes_nothing_but_t
             assert len(arrays[rows_name]) == len(delta) < 60
             assert (count is None) == (weighting != "rows")
             assert count is None or len(count) == len(delta)
-    monkeypatch.setattr("fedrec_app.client.changed_rows", lambda delta, count=None: None)
+    monkeypatch.setattr("fedrec_app.outgoing.changed_rows", lambda delta, count=None: None)
     model_from_tables, bytes_of_tables = run()
     assert model_from_rows == model_from_tables
     assert bytes_of_rows < 0.9 * bytes_of_tables

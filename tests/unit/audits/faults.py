@@ -14,14 +14,14 @@ from torch import Tensor
 from fedrec_app.privacy import clipping
 from fedrec_app.privacy.clipping import Clipped
 from fedrec_app.records import Arrays, Said
-from strategies import dp_fedavg
+from strategies import release
 from strategies.dp_fedavg import DPFedAvg
 from strategies.update import Update
 
 
 def half_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = dp_fedavg.add_noise
-    monkeypatch.setattr(dp_fedavg, "add_noise", lambda sums, z, bound: honest(sums, z / 2, bound))
+    honest = release.add_noise
+    monkeypatch.setattr(release, "add_noise", lambda sums, z, bound: honest(sums, z / 2, bound))
 
 
 def replayed_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,17 +29,17 @@ def replayed_noise(monkeypatch: pytest.MonkeyPatch) -> None:
         generator = np.random.default_rng(0)
         return {name: array + generator.normal(0, z * bound, array.shape) for name, array in sums.items()}
 
-    monkeypatch.setattr(dp_fedavg, "add_noise", add)
+    monkeypatch.setattr(release, "add_noise", add)
 
 
 def noise_left_out_of_one_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = dp_fedavg.add_noise
+    honest = release.add_noise
 
     def add(sums: Arrays, z: float, bound: float) -> Arrays:
         forgotten = sorted(sums)[0]
         return {**honest(sums, z, bound), forgotten: sums[forgotten]}
 
-    monkeypatch.setattr(dp_fedavg, "add_noise", add)
+    monkeypatch.setattr(release, "add_noise", add)
 
 
 def no_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def denominator_by_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
         return sums(self, iter(listed), params)
 
     def server_step(self: DPFedAvg, params: Arrays, delta: Arrays, server_round: int) -> Arrays:
-        after, more = step(self, params, delta, server_round), self._privacy.expected / came[0]
+        after, more = step(self, params, delta, server_round), self.releases.privacy.expected / came[0]
         return {name: (more * array).astype(array.dtype) for name, array in after.items()}
 
     monkeypatch.setattr(DPFedAvg, "aggregate", aggregate)
