@@ -156,23 +156,25 @@ class Checkpoints:
         return self.folder / f"{number}.safetensors"
 
 
-def check_same(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> None:
+def check_same(then: Mapping[str, Scalar], now: Mapping[str, Scalar], fixed: Iterable[str] = ()) -> None:
     """Raises ConfigError where settings differ that must not: all but those in `MAY_CHANGE`.
 
     Args:
         then: the flat settings of the checkpoint; what it does not know had its default value.
         now: those of the run that is to go on from it.
+        fixed: settings in `MAY_CHANGE` that must not change in this run either.
     """
+    may_change = tuple(name for name in MAY_CHANGE if name not in set(fixed))
     then = {**RunConfig().flat(), **then}
     differences = [
         f"{key} was {json.dumps(then.get(key))} and is {json.dumps(now.get(key))}"
         for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if then.get(key) != now.get(key) and not key.startswith(may_change)
     ]
     if differences:
         raise ConfigError(
             f"a run goes on with the settings it began with: {'; '.join(differences)} "
-            f"(only {', '.join(_readable(MAY_CHANGE))} may change)"
+            f"(only {', '.join(_readable(may_change))} may change)"
         )
 
 

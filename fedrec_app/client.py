@@ -213,7 +213,7 @@ class RecommenderClient(NumPyClient):
         """Returns the sums of a fit in which no single example shows, charged to the node's own ledger."""
         node, privacy, release = self.node, self.config.privacy, example_release(self.config)
         begun = bool(self._state(config).rounds())
-        # The node keeps to the target itself, whatever a server goes on asking for.
+        # The node keeps to the target itself, in this lineage, whatever a server goes on asking for.
         most = release.count * self.config.num_server_rounds if privacy.target_epsilon else 0
         accountant = NodeAccountant(node.state_dir, _lineage(config), node.partition_id, begun, most)
         return fit_examples(self.model, self.cohort, shared, rows, plan, release, float(privacy.clip_norm), accountant)

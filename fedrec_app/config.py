@@ -114,6 +114,7 @@ class PrivacyConfig(Section, frozen=True):
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
     metrics: Literal["noised", "withheld", "exact"] = "noised"
     metrics_noise_multiplier: float = Field(default=5.0, gt=0)
+    public_catalog: bool = False
     min_cohort: int = Field(default=20, ge=1)
 
 

@@ -34,6 +34,11 @@ def privacy_problem(privacy: Any, data: Any, train: Any, strategy: Any, evaluate
         return (
             "strategy.fraction-train < 1 leaves nodes out in the open, which no privacy can be claimed for: set it to 1"
         )
+    if data.protocol == "temporal":
+        return (
+            'data.protocol="temporal" cuts at quantiles of all times, so each user moves what others train on, '
+            'which no privacy budget is charged for: set it to "leave-one-out"'
+        )
     if data.k_core:
         return "data.k-core keeps users by what others did, which no privacy budget is charged for: set it to 0"
     if evaluate.early_stopping_rounds:

@@ -17,7 +17,7 @@ from flwr.supercore import log
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import PrivacyConfig, RunConfig
-from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.errors import ConfigError, FedrecError, StateError
 from fedrec_app.privacy.accounting import default_delta, noise_for, rdp_epsilon
 from fedrec_app.privacy.budget import Budget, UserLevel
 from fedrec_app.privacy.events import Gaussian
@@ -36,6 +36,18 @@ SERVER_SEES = {
 Known = dict[str, Any]
 """Length and digest of a ledger."""
 SAME = "the same epsilon: nodes add the noise"
+
+
+def holds_against(unit: str, metrics: str) -> tuple[str, str]:
+    """Returns whom epsilon holds against, and what holds against the server.
+
+    Args:
+        unit: `privacy.unit`, not "none".
+        metrics: `privacy.metrics`.
+    """
+    if unit == "example" and metrics == "withheld":
+        return f"{ADVERSARY} and a server that follows the protocol", SAME
+    return ADVERSARY, SERVER_SEES[unit]
 
 
 @dataclass(frozen=True)
@@ -139,38 +151,59 @@ class PrivateRun:
         if self.settings.metrics == "exact" or exact is None:
             return dict(exact or {})
         event = self.budget.reserved[0]
-        if self.budget.exceeded_by(event) is not None:
+        if self.budget.exceeded_by(event, of_reserve=True) is not None:
             log(WARNING, "test metrics are withheld: the rounds that were taken again have spent their part")
             return {}
-        self.budget.charge(event, {"for": "test metrics", "names": list(self.metrics)})
-        sums = np.array([float(exact[name]) * int(exact["num_users"]) for name in self.metrics])
-        means = noised_means(sums, self.users, event.noise_multiplier)
+        self.budget.charge(event, {"for": "test metrics", "names": list(self.metrics)}, of_reserve=True)
+        judged = int(exact["num_users"])
+        means = noised_means(
+            np.array([float(exact[name]) * judged for name in self.metrics]), judged, event.noise_multiplier
+        )
         return {name: float(value) for name, value in zip(self.metrics, means, strict=True)}
 
+    def require_charged(self, before: int, server_round: int) -> None:
+        """Raises StateError where a round changed the parameters and nothing was charged for it.
+
+        Args:
+            before: charges before the round.
+            server_round: the round.
+        """
+        if len(self.ledger.events) <= before:
+            raise StateError(
+                f"round {server_round} changed the parameters and charged nothing: a strategy with user_level=True "
+                "must charge and noise each release, as dp-fedavg does"
+            )
+
+    def failed(self) -> dict[str, Any]:
+        """Returns what a run has cost that did not end; its ledger is closed."""
+        self.ledger.close()
+        return {"unit": self.settings.unit, "epsilon": self.budget.spent(), "delta": self.budget.delta}
+
     def noise_std(self) -> float:
-        """Returns the standard deviation of the noise on each test metric; 0 where they carry none."""
+        """Returns about the standard deviation of the noise on each test metric; 0 where they carry none."""
         if not self.metrics:
             return 0.0
-        return self.settings.metrics_noise_multiplier * len(self.metrics) ** 0.5 / self.users
+        return self.settings.metrics_noise_multiplier * (len(self.metrics) + 1) ** 0.5 / self.users
 
-    def summary(self, clip_norm: float, test: Mapping[str, Any], example: str) -> dict[str, Any]:
+    def summary(self, clip_norm: float, test: Mapping[str, Any], example: str, start: str) -> dict[str, Any]:
         """Returns the part of summary.json that speaks of privacy.
 
         Args:
             clip_norm: C of the last round.
             test: what was told of the test part.
             example: what an example is.
+            start: the file that parameters start from, or "".
         """
         events = self.budget.book.events
         user = self.settings.unit == "user"
-        holds = not user and self.settings.metrics == "withheld"
+        adversary, server = holds_against(self.settings.unit, self.settings.metrics)
         found: dict[str, Any] = {
             "unit": self.settings.unit,
             "epsilon": self.budget.spent(),
             "delta": self.budget.delta,
             "protects": "one user, with all he did" if user else example,
-            "adversary": f"{ADVERSARY} and the server" if holds else ADVERSARY,
-            "server": SAME if holds else SERVER_SEES[self.settings.unit],
+            "adversary": adversary,
+            "server": server,
             "epsilon_rdp": rdp_epsilon(events, self.budget.delta),
             "noise_multiplier": self.event.noise_multiplier,
             "sampling_rate": self.event.sampling_rate,
@@ -180,6 +213,8 @@ class PrivateRun:
             "metrics": self.settings.metrics,
             "withheld": self._withheld(bool(test)),
         }
+        if start:
+            found["start"] = f"{start}: what it has learnt of the same users, no epsilon here covers"
         if self.settings.target_epsilon:
             found["target_epsilon"] = self.settings.target_epsilon
         if self.metrics and test:
@@ -189,7 +224,7 @@ class PrivateRun:
     def _withheld(self, told: bool) -> list[str]:
         always = [
             "who took part and how many", "training loss", "training examples", "counts of items",
-            "quarantined rows", "counts by item in model.safetensors",
+            "quarantined rows", "counts by item in model.safetensors", "seconds",
         ]  # fmt: skip
         if self.settings.metrics == "exact":
             return always
@@ -224,6 +259,11 @@ def _header(config: RunConfig, roster: Roster, lineage: str, num_rounds: int) ->
     if users < 2:
         raise FedrecError(f"privacy is asked for, and {users} users have something to train on: 2 at least are needed")
     delta, release = terms(config, users, num_rounds)
+    if privacy.unit == "user" and delta >= 1 / users:
+        raise ConfigError(
+            f"privacy.delta is {delta:g}: with {users} users it must be below 1 / {users}, or the data of one of them "
+            "could be released as it is"
+        )
     return {
         "lineage": lineage, "unit": privacy.unit, "users": users, "delta": delta,
         "noise-multiplier": release.noise_multiplier, "sampling-rate": release.sampling_rate,

@@ -159,7 +159,9 @@ def _length(summary: dict[str, Any], folder: RunFolder) -> str:
     """Returns how many rounds there were, and why no more."""
     if "fusion" in summary:
         return "no rounds: a fusion"
-    rounds = f"{summary['rounds']} rounds, {summary['seconds_per_round']:.2f} s a round (median)"
+    rounds = f"{summary['rounds']} rounds"
+    if "seconds_per_round" in summary:
+        rounds += f", {summary['seconds_per_round']:.2f} s a round (median)"
     if not summary.get("stopped_early"):
         return rounds
     settings = folder.read_config() if (folder.path / CONFIG).is_file() else {}

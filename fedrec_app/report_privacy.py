@@ -17,6 +17,8 @@ def privacy_notices(summary: dict[str, Any]) -> list[str]:
     ]
     if "metrics_noise_std" in p:
         lines.append(f"each test figure carries noise of standard deviation {p['metrics_noise_std']:.4f}")
+    if "start" in p:
+        lines.append(f"parameters start from {p['start']}")
     if p["metrics"] == "exact":
         lines.append('privacy.metrics="exact": metrics of held-out data are exact, and no epsilon covers them')
     return lines

@@ -19,6 +19,14 @@ from strategies.base import RecStrategy
 from strategies.progress import Progress
 
 
+class NothingLeft(StateError):
+    """A run that is over and has no round left; its `summary` stays what it was."""
+
+    def __init__(self, summary: dict[str, Any], text: str) -> None:
+        super().__init__(text)
+        self.summary = summary
+
+
 @dataclass(frozen=True)
 class Resumed:
     """A run to be continued.
@@ -50,7 +58,9 @@ class Resumed:
             raise StateError(f"checkpoint.resume-from: there is no folder {path}")
         checkpoints = Checkpoints(path / FOLDER)
         checkpoint = checkpoints.read_newest()
-        check_same(checkpoint.facts.get("settings", {}), config.flat())
+        # Nodes find the noise of each example by the number of rounds, and their ledgers below the output folder.
+        of_nodes = ("num-server-rounds", "output-dir") if config.privacy.unit == "example" else ()
+        check_same(checkpoint.facts.get("settings", {}), config.flat(), of_nodes)
         log(INFO, "the run in %s goes on after round %s", path, checkpoint.round)
         folder = RunFolder(path)
         summary = folder.read_summary() if (path / SUMMARY).is_file() else {}
@@ -66,11 +76,12 @@ class Resumed:
         return lineage
 
     def require_work(self, num_rounds: int) -> None:
-        """Raises StateError where the run is over and has all rounds that it may have: its files stay as they are."""
+        """Raises NothingLeft where the run is over and has all rounds that it may have."""
         if self.over is not None and num_rounds <= self.checkpoint.round:
-            raise StateError(
+            raise NothingLeft(
+                self.over,
                 f"the run in {self.folder.path} is over, and no round is left to it: it has {self.checkpoint.round}; "
-                "raise num-server-rounds to make it longer (a private run ends with its budget)"
+                "raise num-server-rounds to make it longer (a private run ends with its budget)",
             )
 
     def progress(self, facts: Mapping[str, Any]) -> Progress:

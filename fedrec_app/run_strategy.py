@@ -8,6 +8,8 @@ from dataclasses import replace
 from flwr.serverapp.strategy import Strategy
 
 from fedrec_app.config import PrivacyConfig, RunConfig, TrainConfig, parse_options
+from fedrec_app.data import sources
+from fedrec_app.data.sources.base import parse_options as parse_source_options
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.base import Recommender
 from fedrec_app.models.closed_form import ClosedForm
@@ -72,18 +74,25 @@ def _asked(privacy: PrivacyConfig) -> UserLevel | None:
 
 
 def _require_private(config: RunConfig, model: Recommender) -> None:
-    """Raises ConfigError where the strategy or the model cannot be had with the privacy that is asked for."""
+    """Raises ConfigError where strategy, model or data cannot be had with the privacy that is asked for."""
     name, unit = config.strategy.name, config.privacy.unit
+    if unit == "none":
+        return
+    source = sources.resolve(config.data.name)
+    listed = source.catalog_is_listed(parse_source_options(source, config.data.options))
+    if not listed and not config.privacy.public_catalog:
+        raise ConfigError(
+            f"the items of data set {config.data.name!r} are those that users met, and an item that only one of them "
+            "met would be released: give a list of items (for csv the option catalog), or set "
+            "privacy.public-catalog=true where all of them are public anyway"
+        )
     found = strategy_class(name)
-    user_level = issubclass(found, RecStrategy) and found.user_level
-    if user_level != (unit == "user"):
-        if unit != "user":
-            return  # what dp-fedavg itself says of it
+    if unit == "user" and not (issubclass(found, RecStrategy) and found.user_level):
         raise ConfigError(
             f"strategy {name!r} with privacy.unit='user': it needs updates of nodes or weights by examples, or adds no "
             'noise; set strategy.name="dp-fedavg", whose server_optimizer may be any'
         )
-    if unit != "none" and model.couples_users:
+    if model.couples_users:
         raise ConfigError(f"model {config.model.name!r} couples users, and privacy.unit is {unit!r}: set it to 'none'")
 
 

@@ -32,7 +32,7 @@ from fedrec_app.pretrained import Start
 from fedrec_app.private_run import PrivateRun
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
-from fedrec_app.resumed import Resumed, load_state
+from fedrec_app.resumed import NothingLeft, Resumed, load_state
 from fedrec_app.run_strategy import strategy_of
 from fedrec_app.summary import cleaning_of, summarise
 from strategies.base import RecStrategy
@@ -71,16 +71,22 @@ class _Recorder:
     private: PrivateRun | None = None
     saver: Saver | None = None
     seconds: list[float] = field(default_factory=list)
+    charges: int = 0
 
     def before_round(self, server_round: int) -> None:
         if self.private is not None:
+            self.charges = len(self.private.ledger.events)
             self.private.before_round(server_round)
 
     def on_round(self, record: RoundRecord, progress: Progress) -> None:
         self.seconds.append(record.seconds)
+        told = {**asdict(record), "best_round": progress.best_round}
         if self.private is not None:
-            record.train["epsilon"] = self.private.budget.spent()
-        self.folder.append_metrics({**asdict(record), "best_round": progress.best_round})
+            if not record.train.get("skipped"):
+                self.private.require_charged(self.charges, record.round)
+            record.train["epsilon"] = told["train"]["epsilon"] = self.private.budget.spent()
+            del told["seconds"]
+        self.folder.append_metrics(told)
         log(INFO, "%s", progress_line(record, progress, self.num_rounds, self.metric, self.seconds))
         if self.saver is not None:
             self.saver.on_round(record, progress)
@@ -89,8 +95,7 @@ class _Recorder:
 
 
 def progress_line(record: RoundRecord, progress: Progress, num_rounds: int, metric: str, seconds: list[float]) -> str:
-    """Returns a round in one line: metric, best so far, loss, seconds, and what is left at this pace."""
-    left = statistics.median(seconds[-10:]) * (num_rounds - record.round)
+    """Returns a round in one line: metric, best so far, loss, and, where rounds are timed, seconds and what is left."""
     value = (record.validation or {}).get(metric)
     parts = [f"round {record.round}/{num_rounds}"]
     if isinstance(value, float):
@@ -101,7 +106,10 @@ def progress_line(record: RoundRecord, progress: Progress, num_rounds: int, metr
         parts.append(f"epsilon {epsilon:.3f}")
     if dropped := sum(int(n) for key, n in record.train.items() if key.startswith("dropped/")):
         parts.append(f"dropped {dropped}")
-    return " | ".join([*parts, f"{record.seconds:.2f} s", f"ETA {int(left) // 60}:{int(left) % 60:02d}"])
+    if record.seconds:
+        left = statistics.median(seconds[-10:]) * (num_rounds - record.round)
+        parts += [f"{record.seconds:.2f} s", f"ETA {int(left) // 60}:{int(left) % 60:02d}"]
+    return " | ".join(parts)
 
 
 def run_server(
@@ -127,9 +135,10 @@ def run_server(
     (folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that failed and is resumed
     log(INFO, "run folder: %s", folder.path)
     log(INFO, "settings that differ from the defaults: %s", asked.changed() or "none")
+    run: _Run | None = None
     try:
         catalog = node_data.catalog(config.data)
-        cleaning = cleaning_of(config.data)
+        cleaning = cleaning_of(config.data) if config.privacy.unit == "none" else None
         for line in cleaning.lines() if cleaning else []:
             log(INFO, "%s", line)
         model, start = pretrained.start(config, catalog)
@@ -139,10 +148,14 @@ def run_server(
             log(WARNING, "LEAKY PROTOCOL: held-out items are never negatives; these figures say nothing about quality")
         if isinstance(model, Adapted):
             grid = WithBase(grid, model.base)
-        summary = _Run(config, model, start, catalog, grid, folder, resumed).execute(watchers, reads_test)
+        run = _Run(config, model, start, catalog, grid, folder, resumed)
+        summary = run.execute(watchers, reads_test)
+    except NothingLeft as error:
+        folder.write_summary(error.summary)
+        raise
     except BaseException as error:
         failed = {"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed}
-        folder.write_summary(resumed.over if resumed and resumed.over else failed)
+        folder.write_summary({**failed, **({"privacy": run.private.failed()} if run and run.private else {})})
         log(ERROR, "the run failed: %s", str(error) or type(error).__name__)
         raise
     return RunResult(folder, summary)
@@ -165,6 +178,7 @@ class _Run:
     grid: Grid
     folder: RunFolder
     resumed: Resumed | None
+    private: PrivateRun | None = None
 
     def execute(self, watchers: Iterable[OnRound], reads_test: bool) -> dict[str, Any]:
         """Returns the summary; every step of a run, top to bottom."""
@@ -183,7 +197,7 @@ class _Run:
         num_rounds = 1 if isinstance(self.model, ClosedForm) else config.num_server_rounds
         facts = {"catalog-hash": self.catalog.hash, "model-hash": model_hash(self.model)}
         before = resumed.progress(facts) if resumed else None
-        private = PrivateRun.begin(
+        private = self.private = PrivateRun.begin(
             config, roster, self.folder, lineage, num_rounds, resumed and resumed.checkpoint.facts.get("ledger")
         )
         if private is not None:
@@ -212,7 +226,7 @@ class _Run:
             evaluate_every=config.evaluate.every if private is None or private.settings.metrics == "exact" else 0,
             metric=config.evaluate.metric,
             early_stopping_rounds=config.evaluate.early_stopping_rounds, hooks=recorder,
-            resume=before,
+            resume=before, timed=private is None,
         )  # fmt: skip
         test = None
         if reads_test and (private is None or private.settings.metrics != "withheld"):
@@ -226,7 +240,7 @@ class _Run:
         if private is not None:
             example = "one user's sequence" if self.model.sampling == "sequence" else "one interaction"
             bound = float(getattr(strategy, "clip_norm", config.privacy.clip_norm))
-            summary["privacy"] = private.summary(bound, test or {}, example)
+            summary["privacy"] = private.summary(bound, test or {}, example, config.model.init_from)
             private.ledger.close()
         self.folder.write_summary(summary)
         report = write_report(self.folder) if reads_test else "none, the test part was not read"

@@ -59,7 +59,7 @@ def summarise(
         summary["cold_items"] = int((counts == 0).sum())
     private = config.privacy.unit != "none"
     if private:
-        del summary["quarantined_rows"]
+        del summary["quarantined_rows"], summary["seconds_per_round"]
     elif cleaning := cleaning_of(config.data):
         summary["cleaning"] = cleaning.as_dict()
     if config.data.protocol == "leaky-pfedrec":

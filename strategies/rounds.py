@@ -141,6 +141,7 @@ def run_rounds(
     choose: Literal["best", "last"] = "best",
     hooks: Hooks | None = None,
     resume: Progress | None = None,
+    timed: bool = True,
 ) -> Progress:
     """Returns the run after its last round.
 
@@ -163,6 +164,7 @@ def run_rounds(
         early_stopping_rounds: stop when a validation finds the best round this many rounds ago; 0: never.
         choose: "last": the last round is the best one, whatever validation says, and none stops the run early.
         hooks: what to do after each round.
+        timed: False: rounds take 0 seconds in their records, which would tell who took part.
         resume: the rounds that are over: the run goes on after them, and changes this object. `initial_arrays` are not
             used then.
 
@@ -206,7 +208,7 @@ def run_rounds(
         if evaluate_fn is not None:
             evaluate_fn(server_round, serving)
         _keep_best(progress, serving, server_round, validation, metric, choose)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began if timed else 0.0
         record = RoundRecord(
             server_round, seconds, dict(trained or {}), dict(validation) if validation else None, down, up
         )

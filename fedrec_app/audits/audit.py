@@ -26,7 +26,7 @@ from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError
 from fedrec_app.finished import FinishedRun
 from fedrec_app.privacy.gaussian import gaussian_epsilon
-from fedrec_app.private_run import ADVERSARY
+from fedrec_app.private_run import holds_against
 
 COHORTS = (1, 5, 20, 100)
 """Users of the nodes whose updates are attacked."""
@@ -52,6 +52,7 @@ class Audit:
         longest: norm of the longest update of a user alone whose delta was longer than the bound, over the bound; None
             without user-level privacy, or where no delta is.
         recovery: how well items are found, by the number of users of a node, and in what is released.
+        metrics: `privacy.metrics`.
     """
 
     unit: str
@@ -60,11 +61,12 @@ class Audit:
     sampling_rate: float | None = None
     longest: float | None = None
     recovery: dict[str, Recovery] = field(default_factory=dict)
+    metrics: str = "withheld"
 
     @property
     def adversary(self) -> str:
         """Whom the claimed epsilon holds against."""
-        return {"user": ADVERSARY, "example": f"{ADVERSARY} and the server"}.get(self.unit, "nobody")
+        return "nobody" if self.unit == "none" else holds_against(self.unit, self.metrics)[0]
 
     @property
     def a_unit(self) -> str:
@@ -182,12 +184,12 @@ def audit(
     if unit == "example":
         canary = audit_releases(worlds_of_examples(claim), releases, count)
         drawn = sampling_rate_at_least(rate, drawn_examples)
-        return Audit(unit, claim, canary, drawn, recovery=_recovery(source, None, users, watch))
+        return Audit(unit, claim, canary, drawn, None, _recovery(source, None, users, watch), config.privacy.metrics)
     strategy = audited_strategy(config, claim, source.model)
     shapes = {name: array.shape for name, array in source.shared.items()}
     canary = audit_releases(worlds_of_users(Releases(strategy, claim, small_shapes(shapes))), releases, count)
     recovery = _recovery(source, Releases(strategy, claim, shapes), users, watch)
-    return Audit(unit, claim, canary, sampling_rate_at_least(rate), _longest(source), recovery)
+    return Audit(unit, claim, canary, sampling_rate_at_least(rate), _longest(source), recovery, config.privacy.metrics)
 
 
 def _longest(source: UpdateSource) -> float | None:

@@ -65,11 +65,16 @@ class Budget:
         """Returns epsilon of all that was charged."""
         return self._epsilon(self.book.events)
 
-    def exceeded_by(self, event: Gaussian) -> float | None:
-        """Returns epsilon after this release and what is reserved where it is above the target, else None."""
+    def exceeded_by(self, event: Gaussian, of_reserve: bool = False) -> float | None:
+        """Returns epsilon after this release and what is reserved where it is above the target, else None.
+
+        Args:
+            event: what would be released.
+            of_reserve: it is what the reserve was for.
+        """
         if not self.target_epsilon:
             return None
-        later = [other for other in self.reserved if other != event]
+        later = () if of_reserve else self.reserved
         after = self._epsilon([*self.book.events, event, *later])
         return after if after > self.target_epsilon else None
 
@@ -84,17 +89,18 @@ class Budget:
             allowed, too_often = (middle, too_often) if fits else (allowed, middle)
         return allowed
 
-    def charge(self, event: Gaussian, what: Mapping[str, Any]) -> None:
+    def charge(self, event: Gaussian, what: Mapping[str, Any], of_reserve: bool = False) -> None:
         """Charges a release, which may happen when this has returned.
 
         Args:
             event: what is about to be released.
             what: for the ledger: {"for": "round", "round": 3}.
+            of_reserve: it is what the reserve was for.
 
         Raises:
             StateError: it would exceed the target.
         """
-        if (after := self.exceeded_by(event)) is not None:
+        if (after := self.exceeded_by(event, of_reserve)) is not None:
             raise StateError(f"{dict(what)} would cost epsilon {after:.4g}: the target is {self.target_epsilon:g}")
         self.book.charge(event, what)
 

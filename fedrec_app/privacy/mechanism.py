@@ -100,16 +100,18 @@ def add_noise_and_adapt(
     return noised, float(optimizer.max_grad_norm)
 
 
-def noised_means(values: NDArray, num_users: int, noise_multiplier: float) -> NDArray[np.float64]:
-    """Returns (K,) means over users of numbers from [0, 1], noised and brought back into [0, 1].
+def noised_means(sums: NDArray, num_users: int, noise_multiplier: float) -> NDArray[np.float64]:
+    """Returns (K,) means over users of numbers from [0, 1], by noised sums and a noised number of users, brought back
+    into [0, 1].
 
     Args:
-        values: (K,) sums over users.
-        num_users: N, public.
-        noise_multiplier: of the sums; one user moves them by sqrt(K) at most, in L2 norm.
+        sums: (K,) over users.
+        num_users: over how many.
+        noise_multiplier: of the K + 1 sums; one user moves them by sqrt(K + 1) at most, in L2 norm.
     """
-    noised = add_noise({"sums": np.asarray(values, dtype=np.float64)}, noise_multiplier, math.sqrt(len(values)))
-    return np.clip(noised["sums"] / max(num_users, 1), 0.0, 1.0)
+    everything = np.append(np.asarray(sums, dtype=np.float64), num_users)
+    noised = add_noise({"sums": everything}, noise_multiplier, math.sqrt(len(everything)))["sums"]
+    return np.clip(noised[:-1] / max(noised[-1], 1.0), 0.0, 1.0)
 
 
 def _noised(optimizer, sums: Arrays) -> Arrays:

@@ -2,6 +2,7 @@
 
     <state-dir>/<lineage>.privacy/<partition>.jsonl     the ledger, see `fedrec_app.privacy.ledger`
     <state-dir>/<lineage>.privacy/<partition>.tip       its length and digest after the last charge
+    <state-dir>/<lineage>.<partition>.charged           empty: says that there must be a ledger
 
 A node charges a round before it trains it, so a crash can only count too much, and a round that is asked for twice is
 charged twice. The ledger is one lineage's: what other runs released about the same data is in theirs.
@@ -63,6 +64,7 @@ class NodeAccountant:
         self.path = state_dir / f"{lineage}.privacy" / f"{partition_id}.jsonl"
         self._header = {"unit": "example", "lineage": lineage, "partition": partition_id}
         self._tip = self.path.with_suffix(".tip")
+        self._marker = state_dir / f"{lineage}.{partition_id}.charged"
         self._begun, self._most_steps = begun, most_steps
 
     def charge(self, release: Gaussian, server_round: int) -> None:
@@ -119,7 +121,7 @@ class NodeAccountant:
             StateError: there was one.
         """
         there = self.path.is_file()
-        if not there and (self._begun or self._tip.exists()):
+        if not there and (self._begun or self._tip.exists() or self._marker.exists()):
             raise StateError(
                 f"the privacy ledger {self.path} is lost: what this node has released is not known: it trains no more"
             )
@@ -127,7 +129,9 @@ class NodeAccountant:
 
     def _open(self) -> Ledger:
         if not self._exists():
-            return Ledger.create(self.path, self._header)
+            ledger = Ledger.create(self.path, self._header)
+            write_atomically(self._marker, b"")
+            return ledger
         ledger = Ledger.open(self.path)
         try:
             if dict(ledger.header) != self._header:

@@ -12,13 +12,16 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedrec_app import client_app
-from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.checkpoint import Checkpoint
+from fedrec_app.errors import ConfigError, FedrecError, StateError
 from fedrec_app.models.mf import MatrixFactorization
 from fedrec_app.models.registry import resolved
 from fedrec_app.privacy.ledger import Ledger
 from fedrec_app.records import Ask, Said, num_bytes, to_record
 from fedrec_app.server_app import RunResult
 from fedrec_app.simulate import simulate
+from strategies import release
+from strategies.dp_fedavg import DPFedAvg
 from tests.small import SMALL
 
 PRIVATE: dict[str, Any] = {
@@ -67,6 +70,72 @@ def test_what_would_leak_is_withheld_or_noised_and_the_report_says_which(tmp_pat
     report = (result.folder.path / "report.md").read_text()
     for text in ("| the server itself | none |", "Withheld: who took part", "noise of standard deviation", "all other"):
         assert text in report, text
+
+
+def test_no_time_that_a_run_took_is_in_its_files(tmp_path: Path) -> None:
+    """A heavy user who takes part is seen in the seconds of a round."""
+    result = run(tmp_path)
+    assert not any("seconds" in record for record in result.folder.read_metrics())
+    assert "seconds_per_round" not in result.summary
+    (newest,) = tmp_path.glob("*-*-*/*/checkpoints/3.safetensors")
+    assert {record["seconds"] for record in Checkpoint.from_bytes(newest.read_bytes()).facts["rounds"]} == {0.0}
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "leaky-pfedrec"])
+def test_one_user_in_the_file_moves_what_is_noised_by_no_more_than_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """From the data on: splits, negatives, cohorts and all."""
+    catalog = tmp_path / "items.csv"
+    catalog.write_text("item_id\n" + "".join(f"i{n}\n" for n in range(60)))
+    rows = [f"u{u},i{(7 * u + 3 * n) % 60},{1000 * n + u}\n" for u in range(20) for n in range(6 + u)]
+    one_more = [f"zz,i{n},{n}\n" for n in range(50)]
+    sums: list[dict[str, Any]] = []
+
+    def keep(given: Any, noise: float, bound: float) -> Any:
+        sums.append(given)
+        return given
+
+    monkeypatch.setattr(release, "add_noise", keep)
+    for name, lines_of_file in (("without", rows), ("with", [*one_more, *rows])):
+        file = tmp_path / f"{name}.csv"
+        file.write_text("user_id,item_id,timestamp\n" + "".join(lines_of_file))
+        settings = {"data.name": "csv", "data.path": str(file), "data.protocol": protocol, "num-server-rounds": 1}
+        options = json.dumps({"catalog": str(catalog)})
+        bce = {"model.options": '{"loss": "bce"}', "train.num-negatives": 2, "privacy.clip-norm": 0.01}
+        run(tmp_path, 1, **settings, **bce, **{"data.options": options, "privacy.metrics": "withheld"})
+    moved = np.sqrt(sum(np.square(sums[1][name] - sums[0][name]).sum() for name in sums[0]))
+    assert 0.005 < moved <= 0.01 * (1 + 1e-5)
+
+
+def test_items_that_only_users_know_are_not_released_unless_they_are_said_to_be_public(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.csv"
+    file.write_text("user_id,item_id\n" + "".join(f"u{u},i{(u + n) % 9}\n" for u in range(5) for n in range(6)))
+    settings = {"data.name": "csv", "data.path": str(file), "data.options": "{}"}
+    with pytest.raises(ConfigError, match=r"set privacy\.public-catalog=true"):
+        run(tmp_path, **settings)
+    assert run(tmp_path, **settings, **{"privacy.public-catalog": True}).summary["status"] == "completed"
+
+
+class Forgetful(DPFedAvg):
+    """Says that it adds noise, and does neither that nor charge."""
+
+    name = "forgetful"
+
+    def server_step(self, params: Any, delta: Any, server_round: int) -> Any:
+        return self.server_optimizer.step(params, delta)
+
+
+def test_a_strategy_that_steps_without_a_charge_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="round 1 changed the parameters and charged nothing"):
+        run(tmp_path, **{"strategy.name": f"{__name__}:Forgetful"})
+
+
+def test_a_start_from_a_file_is_not_covered_and_the_report_says_so(tmp_path: Path) -> None:
+    before = simulate({"output-dir": str(tmp_path), "data.options": SMALL, "num-server-rounds": 1}, 2).folder.path
+    result = run(tmp_path, **{"model.init-from": str(before), "model.embedding-dim": 32})
+    assert "no epsilon here covers" in result.summary["privacy"]["start"]
+    assert "no epsilon here covers" in (result.folder.path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("model", ["{}", '{"loss": "bce"}'])
@@ -159,6 +228,8 @@ def test_adaptive_clipping_moves_the_bound_that_nodes_are_told(tmp_path: Path) -
         ({"privacy.target-epsilon": 0.0}, "target-epsilon or privacy.noise-multiplier"),
         ({"privacy.unit": "none"}, "no effect"),
         ({"data.k-core": 2}, "k-core"),
+        ({"data.protocol": "temporal"}, "each user moves what others train on"),
+        ({"privacy.delta": 0.025}, "it must be below 1 / 40"),
     ],
 )
 def test_what_cannot_be_private_is_refused(tmp_path: Path, settings: dict[str, Any], expected: str) -> None:

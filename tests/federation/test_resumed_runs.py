@@ -17,6 +17,8 @@ import pytest
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import to_toml
 from fedrec_app.errors import ConfigError, StateError
+from fedrec_app.privacy.accounting import epsilon
+from fedrec_app.privacy.ledger import Ledger
 from fedrec_app.server_app import RunResult
 from fedrec_app.simulate import simulate
 from strategies.rounds import Progress, RoundRecord
@@ -88,6 +90,32 @@ def test_a_run_that_is_over_and_has_no_round_left_stays_as_it_is(tmp_path: Path,
     with pytest.raises(StateError, match="no round is left to it: it has 6"):
         run(tmp_path, **{**settings, "checkpoint.resume-from": str(over.folder.path)})
     assert over.folder.read_summary() == before
+
+
+def test_a_run_that_fails_says_what_it_has_cost(tmp_path: Path) -> None:
+    """Also one that was over, and is made longer."""
+    private = {**PRIVATE, "privacy.target-epsilon": 0.0, "privacy.noise-multiplier": 2.0}
+    over = run(tmp_path, **private, **{"num-server-rounds": 2})
+    with pytest.raises(Stopped):
+        run(tmp_path, 4, **private, **{"checkpoint.resume-from": str(over.folder.path)})
+    summary = over.folder.read_summary()
+    assert summary["status"] == "failed"
+    events = Ledger.open(over.folder.path / "privacy-ledger.jsonl").events
+    assert len(events) == 2 + 1 + 2  # the figures of the test part were told after the second round
+    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(events, 40**-1.1), rel=1e-3)
+    assert summary["privacy"]["epsilon"] > over.summary["privacy"]["epsilon"]
+
+
+def test_nodes_that_add_noise_by_the_number_of_rounds_hold_a_run_to_it(tmp_path: Path) -> None:
+    examples = {
+        "privacy.unit": "example", "privacy.target-epsilon": 2.0, "privacy.delta": 1e-4, "strategy.options": "{}",
+        "privacy.sampling-rate": 0.5,
+    }  # fmt: skip
+    folder = stopped(tmp_path, 2, **examples)
+    with pytest.raises(ConfigError, match="num-server-rounds was 6 and is 9"):
+        run(tmp_path, **examples, **{"num-server-rounds": 9, "checkpoint.resume-from": str(folder)})
+    again = run(tmp_path, **examples, **{"checkpoint.resume-from": str(folder)})
+    assert 1.8 < again.summary["privacy"]["epsilon"] <= 2.0
 
 
 def test_a_run_that_is_over_can_be_made_longer(tmp_path: Path) -> None:
@@ -197,12 +225,15 @@ def test_killed_at_random_points_a_private_run_completes_and_never_costs_less(tm
         now = len(ledger.read_text().splitlines())
         assert now >= spent
         spent = now
+        with Ledger.open(ledger) as book:
+            assert epsilon(book.events, 40**-1.1) <= 8.0
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, said
     assert kills >= 5
     summary = RunFolder(folder).read_summary()  # type: ignore[arg-type]
     assert summary["status"] == "completed"
-    assert summary["privacy"]["epsilon"] <= 8.0
+    with Ledger.open(folder / "privacy-ledger.jsonl") as book:  # type: ignore[operator]
+        assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(book.events, 40**-1.1), rel=1e-6)
     told = [record["train"]["epsilon"] for record in RunFolder(folder).read_metrics()]  # type: ignore[arg-type]
     assert told == sorted(told)

@@ -60,6 +60,11 @@ class DataSource(ABC, Generic[OptionsT]):
         """Returns the catalog that `load` would give; override it where that is cheaper than loading."""
         return self.load(path, columns, options, seed).catalog
 
+    def catalog_is_listed(self, options: OptionsT) -> bool:
+        """Returns whether the catalog comes from a list of its own, and not from what users did: an item that only one
+        of them knows would tell of him."""
+        return type(self).catalog is not DataSource.catalog
+
 
 def parse_options(source: DataSource, text: str) -> SourceOptions:
     """Returns the validated options of a data set.

@@ -60,6 +60,10 @@ class CsvFile(DataSource[CsvOptions]):
         catalog = _catalog(Path(path).expanduser(), options) if options.catalog else None
         return catalog or self.load(path, columns, options, seed).catalog
 
+    def catalog_is_listed(self, options: CsvOptions) -> bool:
+        """Returns whether there is a catalog file."""
+        return bool(options.catalog)
+
 
 def parse_columns(text: str) -> dict[str, str]:
     """Returns the file's column for each of our names in a mapping such as "user_id=user,item_id=film".

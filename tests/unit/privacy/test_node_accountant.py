@@ -79,6 +79,8 @@ def damage(path: Path, what: str) -> None:
         path.write_bytes(b"")
     elif what == "lost":
         path.unlink()
+    elif what == "its folder is lost":
+        shutil.rmtree(path.parent)
     elif what == "the tip is no JSON":
         path.with_suffix(".tip").write_bytes(b"{")
     elif what == "of another node":
@@ -95,6 +97,7 @@ def damage(path: Path, what: str) -> None:
         "the last line is missing",
         "empty",
         "lost",
+        "its folder is lost",
         "the tip is no JSON",
         "of another node",
     ],
