@@ -198,7 +198,7 @@ def test_runs_without_checkpoints_cannot_go_on(tmp_path: Path) -> None:
 def test_killed_at_random_points_a_private_run_completes_and_never_costs_less(tmp_path: Path) -> None:
     """kill -9 of the whole process, wherever it happens to be."""
     chance = random.Random(0)
-    flat = {"output-dir": str(tmp_path), **SETTINGS, **PRIVATE, "num-server-rounds": 40}
+    flat = {"output-dir": str(tmp_path), **SETTINGS, **PRIVATE, "num-server-rounds": 300}
     settings = tmp_path / "settings.toml"
     spent, kills, folder = 0, 0, None
     for attempt in range(30):
