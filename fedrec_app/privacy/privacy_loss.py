@@ -138,8 +138,13 @@ def _transform(event: Gaussian, domain: Domain) -> tuple[NDArray[np.complex128],
             found = discretize(TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain)
         except RuntimeError:
             raise OutOfRange from None
-        logs = np.log(np.fft.rfft(np.roll(found.pmf, round(domain.t_min / domain.dt))))
+        logs = log_spectrum(np.fft.rfft(np.roll(found.pmf, round(domain.t_min / domain.dt))))
     return logs, float(found.domain.shifts)
+
+
+def log_spectrum(spectrum: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """Returns logarithms, of zero that of the smallest number: infinity times a count would have no phase."""
+    return np.log(np.where(spectrum == 0, np.finfo(float).tiny, spectrum))
 
 
 def _epsilon(losses: NDArray[Any], pmf: NDArray[Any], delta: float) -> float:

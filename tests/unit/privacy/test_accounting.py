@@ -13,6 +13,7 @@ from fedrec_app.errors import ConfigError
 from fedrec_app.privacy.accounting import Curve, default_delta, epsilon, noise_for, rdp_epsilon
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.gaussian import gaussian_epsilon
+from fedrec_app.privacy.privacy_loss import log_spectrum
 
 EXAMPLE = Gaussian(1.0, 0.1, 100)
 
@@ -295,3 +296,8 @@ def test_runs_without_privacy_do_not_pay_for_opacus() -> None:
     code = "import sys, fedrec_app.privacy.accounting; print({'opacus', 'scipy', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_frequency_that_vanishes_stays_so_whatever_the_count() -> None:
+    logs = log_spectrum(np.array([1.0, 0.0, 0.5j]))
+    np.testing.assert_allclose(np.exp(3 * logs), [1.0, 0.0, -0.125j], atol=1e-12)
