@@ -176,7 +176,8 @@ def _length(summary: dict[str, Any], folder: RunFolder) -> str:
 
 def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary["dropped_updates"].items()) or "none"
-    skipped = summary["test"].get("num_without_held_out", 0)
+    held = summary["test"].get("num_without_held_out")
+    skipped = "" if held is None else f"; users with nothing held out: {held}"
     cold = f"; items that nobody trains on: {summary['cold_items']}" if "cold_items" in summary else ""
     aside = [f"- rows of data set aside: {summary['quarantined_rows']}"] if "quarantined_rows" in summary else []
     return [
@@ -186,7 +187,7 @@ def _facts(summary: dict[str, Any], folder: RunFolder) -> list[str]:
         f"- {summary['num_nodes']} nodes; {_length(summary, folder)}",
         f"- payload over all rounds: {summary['bytes_down'] / 1e6:.1f} MB to the nodes, "
         f"{summary['bytes_up'] / 1e6:.1f} MB back",
-        f"- updates dropped: {dropped}; users with nothing held out: {skipped}{cold}",
+        f"- updates dropped: {dropped}{skipped}{cold}",
         *aside,
         *(f"- {line}" for line in notices(summary)),
     ]
