@@ -76,7 +76,7 @@ def run(
     """Train through Flower: in its simulation engine, or on the SuperLink of CONNECTION."""
     from fedrec_app.flower_run import run_with_flower
 
-    flat = parse_overrides(settings or [])
+    flat = _asked(settings)
     config = preflight(flat)
     output_dir = _output_dir(flat)
 
@@ -112,7 +112,7 @@ def simulate(
     from fedrec_app.simulate import parse_durations
     from fedrec_app.simulate import simulate as simulate_run
 
-    flat = parse_overrides(settings or [])
+    flat = _asked(settings)
     config = preflight(flat)
     flat["output-dir"] = str(_output_dir(flat))
     with _bar(config) as bar:
@@ -193,6 +193,13 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
 add_compare(commands, preflight)
 add_plan(privacy_commands, preflight)
 add_audit(privacy_commands, preflight)
+
+
+def _asked(settings: list[str] | None) -> dict[str, Scalar]:
+    """Returns the settings of `-c`, over those of the run that is to go on."""
+    given = parse_overrides(settings or [])
+    folder = str(given.get("checkpoint.resume-from", ""))
+    return {**(RunFolder(Path(folder).expanduser()).read_config() if folder else {}), **given}
 
 
 def show_result(folder: RunFolder, as_json: bool) -> None:

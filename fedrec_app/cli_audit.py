@@ -110,6 +110,11 @@ def _show(found: Audit) -> None:
         say("epsilon is of one example: a user's items together are as safe as the table says")
     for problem in found.problems():
         say(f"PROBLEM: {problem}")
+    if found.problems():
+        say("FAILED: more is given away than is claimed")
+    elif found.claim is not None:
+        few = " (a bound of 0 shows nothing: more releases would)" if found.release_bound() == 0 else ""
+        say(f"passed: nothing that was found exceeds the claim{few}")
 
 
 def _claims(found: Audit) -> Table:

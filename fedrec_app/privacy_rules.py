@@ -69,6 +69,6 @@ def require_exact_metrics(config: Any, why: str) -> None:
     """
     if config.privacy.unit != "none" and config.privacy.metrics != "exact":
         raise ConfigError(
-            f'{why}, and privacy.metrics="{config.privacy.metrics}" keeps the figures that this needs: where the data '
-            'is public, set privacy.metrics="exact"'
+            f'{why}, and privacy.metrics="{config.privacy.metrics}" withholds the figures that this needs: where the '
+            'data is public, set privacy.metrics="exact"'
         )

@@ -96,6 +96,7 @@ class PrivateRun:
             ledger.require(known["length"], known["digest"])
             if ledger.mended:
                 log(WARNING, "%s", ledger.mended)
+            _require_as_many_users(int(ledger.header["users"]), roster)
         else:
             ledger = Ledger.create(path, _header(config, roster, lineage, num_rounds))
         said = ledger.header
@@ -159,7 +160,13 @@ class PrivateRun:
         means = noised_means(
             np.array([float(exact[name]) * judged for name in self.metrics]), judged, event.noise_multiplier
         )
-        return {name: float(value) for name, value in zip(self.metrics, means, strict=True)}
+        # Of the noise alone: what another draw of users would change is not known without looking at them.
+        width = 1.96 * self.noise_std()
+        told: dict[str, Any] = {}
+        for name, value in zip(self.metrics, means, strict=True):
+            told[name] = float(value)
+            told[f"ci/{name}"] = [max(float(value) - width, 0.0), min(float(value) + width, 1.0)]
+        return told
 
     def require_charged(self, before: int, server_round: int) -> None:
         """Raises StateError where a round changed the parameters and nothing was charged for it.
@@ -229,6 +236,18 @@ class PrivateRun:
         if self.settings.metrics == "exact":
             return always
         return [*always, "validation metrics", "all other test metrics" if told else "test metrics"]
+
+
+def _require_as_many_users(then: int, roster: Roster) -> None:
+    """Raises StateError where a run that goes on finds other data than it began with."""
+    now = sum(member.num_users for member in roster.partitions())
+    if now > then:
+        raise StateError(
+            f"the run began with {then} users and the nodes have {now} now: noise, delta and figures are of the "
+            "former; start a new run for other data"
+        )
+    if now < then:
+        log(WARNING, "the run began with %s users and the nodes have %s now", then, now)
 
 
 def terms(config: RunConfig, users: int, num_rounds: int) -> tuple[float, Gaussian]:

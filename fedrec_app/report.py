@@ -93,9 +93,10 @@ def _result_lines(summary: dict[str, Any]) -> list[str]:
     which = f"parameters of round {summary['best_round']} ({chosen})"
     if "fusion" in summary:
         which = "the fused parameters"
+    noised = "metrics_noise_std" in summary.get("privacy", {})
+    intervals = "intervals of the noise alone" if noised else "intervals by Poisson bootstrap over users"
     lines = [
-        f"Test, {users} users, {which}. Full ranking over the "
-        "catalogue unless said otherwise; intervals by Poisson bootstrap over users.",
+        f"Test, {users} users, {which}. Full ranking over the catalogue unless said otherwise; {intervals}.",
         "",
         "| metric | value | 95 % interval |",
         "|---|---|---|",
@@ -224,11 +225,18 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
         quality.text(0.5, 0.5, "no validation metrics were told", ha="center", transform=quality.transAxes)
     quality.set(title="Validation")
     losses = [(r["round"], r["train"]["loss"]) for r in records if r["train"].get("loss") is not None]
+    spent = [(r["round"], r["train"]["epsilon"]) for r in records if r["train"].get("epsilon") is not None]
     if losses:
         loss.plot(*zip(*losses, strict=True), color="tab:red", **_line(losses))
+        loss.set(title="Training loss, mean over interactions")
+    elif spent:
+        loss.plot(*zip(*spent, strict=True), color="tab:purple", **_line(spent))
+        loss.set(title="Privacy spent: epsilon", ylim=(0, None))
+        if target := summary.get("privacy", {}).get("target_epsilon"):
+            loss.axhline(target, color="grey", linestyle=":")
     else:
         loss.text(0.5, 0.5, "no losses were told", ha="center", va="center", transform=loss.transAxes)
-    loss.set(title="Training loss, mean over interactions")
+        loss.set(title="Training loss, mean over interactions")
     largest = max(max(r["bytes_down"], r["bytes_up"]) for r in records)
     unit, scale = ("MB", 1e6) if largest >= 1e6 else ("kB", 1e3)
     for key, label in (("bytes_down", "to the nodes"), ("bytes_up", "back")):

@@ -30,7 +30,9 @@ def privacy_lines(summary: dict[str, Any]) -> list[str]:
         return []
     p = summary["privacy"]
     target = f" (target {p['target_epsilon']:g})" if "target_epsilon" in p else ""
-    server = "none" if p["server"].startswith("none") else _number(p["epsilon"])
+    server, of_server = _number(p["epsilon"]), f"{p['delta']:.3g}"
+    if p["server"].startswith("none"):
+        server = of_server = "not protected"
     return [
         "## Privacy",
         "",
@@ -41,10 +43,13 @@ def privacy_lines(summary: dict[str, Any]) -> list[str]:
         "| adversary | epsilon | delta |",
         "|---|---|---|",
         f"| {p['adversary']} | {_number(p['epsilon'])}{target} | {p['delta']:.3g} |",
-        f"| the server itself | {server} | {p['delta']:.3g} |",
+        f"| the server itself | {server} | {of_server} |",
         "",
-        f"Upper cross-check by Renyi differential privacy: {_number(p['epsilon_rdp'])}. Against the server: "
-        f"{p['server']}.",
+        "Whatever anybody concludes from what was released, he would have concluded with at most e^epsilon times the "
+        "probability had this one never taken part, except with probability delta. Smaller is more private.",
+        "",
+        f"By Renyi differential privacy, a looser bound, epsilon is at most {_number(p['epsilon_rdp'])}. Against the "
+        f"server: {p['server']}.",
         "",
         f"Withheld: {', '.join(p['withheld'])}.",
         "",

@@ -157,6 +157,8 @@ def run_server(
         failed = {"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed}
         folder.write_summary({**failed, **({"privacy": run.private.failed()} if run and run.private else {})})
         log(ERROR, "the run failed: %s", str(error) or type(error).__name__)
+        if (folder.path / FOLDER).is_dir():
+            log(ERROR, 'to go on with it: checkpoint.resume-from="%s"', folder.path)
         raise
     return RunResult(folder, summary)
 

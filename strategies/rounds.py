@@ -176,6 +176,7 @@ def run_rounds(
     progress = resume or Progress(initial_arrays, initial_arrays)
     if progress.rounds and progress.best_round == progress.last_round:
         progress.best_arrays = served(progress.arrays)
+    before, stepped = len(progress.rounds), False
     failures: Counter[str] = Counter()
     judge = evaluate or _own_evaluation(strategy, grid, timeout)
     stops = getattr(strategy, "stops", _never)
@@ -193,7 +194,7 @@ def run_rounds(
         arrays, trained, failure = _aggregated(strategy, server_round, replies)
         down, up = replies.bytes_down, replies.bytes_up
         if arrays is not None:
-            progress.arrays, progress.stepped = arrays, True
+            progress.arrays, progress.stepped, stepped = arrays, True, True
         if failure is not None:
             what = f"{type(failure).__name__}: {failure}"
             trace = None if what in failures else failure
@@ -215,10 +216,12 @@ def run_rounds(
         progress.rounds.append(record)
         if hooks is not None:
             hooks.on_round(record, progress)
-    if not progress.stepped:
-        raise FedrecError(
-            f"none of the {len(progress.rounds)} rounds took a step: {_reasons(progress.rounds, failures)}"
-        )
+    taken = progress.rounds[before:]
+    if not stepped and (taken or not progress.stepped):
+        what = f"none of the {len(taken)} rounds took a step: {_reasons(taken, failures)}"
+        if not progress.stepped:
+            raise FedrecError(what)
+        log(WARNING, "%s; the parameters are those of the checkpoint", what)
     if progress.best_round == 0:
         progress.best_round, progress.best_arrays = progress.last_round, served(progress.arrays)
     return progress

@@ -57,7 +57,11 @@ def test_a_private_run_spends_its_budget_and_says_on_what(tmp_path: Path) -> Non
 
 def test_what_would_leak_is_withheld_or_noised_and_the_report_says_which(tmp_path: Path) -> None:
     result = run(tmp_path)
-    assert set(result.summary["test"]) == {"ndcg@10", "hr@10"}
+    test = result.summary["test"]
+    assert set(test) == {"ndcg@10", "hr@10", "ci"}
+    low, high = test["ci"]["hr@10"]
+    assert low <= test["hr@10"] <= high  # 1.96 * 5 * sqrt(3) / 40 is .42 either way, of the noise alone
+    assert high - low > 0.4
     assert result.summary["sampled"] == result.summary["validation"] == {}
     assert result.summary["best_round"] == 3
     for record in result.folder.read_metrics():
@@ -68,7 +72,12 @@ def test_what_would_leak_is_withheld_or_noised_and_the_report_says_which(tmp_pat
     assert "quarantined_rows" not in result.summary
     assert "cold_items" not in result.summary
     report = (result.folder.path / "report.md").read_text()
-    for text in ("| the server itself | none |", "Withheld: who took part", "noise of standard deviation", "all other"):
+    for text in (
+        "| the server itself | not protected |",
+        "Withheld: who took part",
+        "noise of standard deviation",
+        "all other",
+    ):
         assert text in report, text
 
 

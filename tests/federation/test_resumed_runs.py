@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fedrec_app import cli, node_data
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import to_toml
 from fedrec_app.errors import ConfigError, StateError
@@ -90,6 +92,37 @@ def test_a_run_that_is_over_and_has_no_round_left_stays_as_it_is(tmp_path: Path,
     with pytest.raises(StateError, match="no round is left to it: it has 6"):
         run(tmp_path, **{**settings, "checkpoint.resume-from": str(over.folder.path)})
     assert over.folder.read_summary() == before
+
+
+def test_a_private_run_does_not_go_on_with_more_users_than_it_began_with(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.csv"
+    catalog = tmp_path / "items.csv"
+    catalog.write_text("item_id\n" + "".join(f"i{n}\n" for n in range(30)))
+
+    def write(users: int) -> None:
+        rows = [f"u{u},i{(u + n) % 30},{n}\n" for u in range(users) for n in range(8)]
+        file.write_text("user_id,item_id,timestamp\n" + "".join(rows))
+
+    settings = {
+        **PRIVATE, "data.name": "csv", "data.path": str(file), "data.options": json.dumps({"catalog": str(catalog)})
+    }  # fmt: skip
+    write(20)
+    folder = stopped(tmp_path / "runs", 3, **settings)
+    write(25)
+    for kept in vars(node_data).values():  # as in a new process
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
+    with pytest.raises(StateError, match="began with 20 users and the nodes have 25 now"):
+        run(tmp_path / "runs", **settings, **{"checkpoint.resume-from": str(folder)})
+
+
+def test_the_command_takes_the_settings_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    folder = stopped(tmp_path, 3, **PRIVATE)
+    done = CliRunner().invoke(
+        cli.commands, ["simulate", "--num-nodes", "3", "-c", f'checkpoint.resume-from="{folder}"', "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["rounds"] == 6
 
 
 def test_a_run_that_fails_says_what_it_has_cost(tmp_path: Path) -> None:
