@@ -110,7 +110,7 @@ def test_a_private_run_does_not_go_on_with_more_users_than_it_began_with(tmp_pat
     folder = stopped(tmp_path / "runs", 3, **settings)
     write(25)
     for kept in vars(node_data).values():  # as in a new process
-        if hasattr(kept, "cache_clear"):
+        if isinstance(kept, node_data.Kept):
             kept.cache_clear()
     with pytest.raises(StateError, match="began with 20 users and the nodes have 25 now"):
         run(tmp_path / "runs", **settings, **{"checkpoint.resume-from": str(folder)})
