@@ -249,8 +249,8 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
         axes.set_xlim(records[0]["round"] - 0.5, records[-1]["round"] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
-    for axes in (quality, traffic):
-        axes.set_ylim(bottom=0)
+    quality.set_ylim(bottom=0)
+    traffic.set_ylim(0, 1.1 * largest / scale)
     warning = " (LEAKY PROTOCOL)" if "warning" in summary else ""
     figure.suptitle(f"{summary['model']} by {summary['strategy']} on {summary['data']}{warning}")
     figure.savefig(path, dpi=120)
