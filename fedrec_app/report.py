@@ -250,7 +250,7 @@ def plot_curves(records: list[dict[str, Any]], summary: dict[str, Any], path: Pa
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
     quality.set_ylim(bottom=0)
-    traffic.set_ylim(0, 1.1 * largest / scale)
+    traffic.set_ylim(0, 1.1 * largest / scale or 1)
     warning = " (LEAKY PROTOCOL)" if "warning" in summary else ""
     figure.suptitle(f"{summary['model']} by {summary['strategy']} on {summary['data']}{warning}")
     figure.savefig(path, dpi=120)
