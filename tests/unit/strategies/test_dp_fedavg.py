@@ -49,12 +49,12 @@ def test_the_sum_is_divided_by_what_is_expected_and_not_by_weights_or_by_who_cam
 
 
 def test_the_noise_has_the_standard_deviation_z_c_over_q_n() -> None:
-    """z = 2, C = .5, q N = 10: .1, to 3 % over 10,000 numbers, in every parameter."""
+    """z = 2, C = .5, q N = 10: .1, to 5 % (seven standard errors) over 10,000 numbers, in every parameter."""
     params = arrays_of(table=np.zeros((100, 100)), bias=np.zeros(10_000))
     found = after_round(strategy(private(2.0, 0.5, 0.1, 100)), params, [update(1, **_zeros(params))])
     for name, array in found.items():
-        assert array.std() == pytest.approx(0.1, rel=0.03), name
-        assert abs(array.mean()) < 0.004, name
+        assert array.std() == pytest.approx(0.1, rel=0.05), name
+        assert abs(array.mean()) < 0.007, name
 
 
 def _zeros(params: Arrays) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_no_seed_repeats_the_noise_and_no_two_releases_share_it() -> None:
         dp = strategy(private(1.0))
         found += [after_round(dp, params, [update(1, p=np.zeros(50))])["p"] for _ in range(2)]
     assert len({array.tobytes() for array in found}) == 6
-    assert np.abs(np.corrcoef(found) - np.eye(6)).max() < 0.6
+    assert np.abs(np.corrcoef(found) - np.eye(6)).max() < 0.85
 
 
 def test_nobody_taking_part_is_a_release_too() -> None:
@@ -138,7 +138,7 @@ def test_an_adaptive_bound_converges_to_the_quantile_and_is_part_of_the_state() 
         said = update(1, scalars={"centred-unclipped": within}, p=[0.0])
         after_round(dp, params, [said], server_round)
         bounds.append(dp.clip_norm)
-    assert np.mean(bounds[-20:]) == pytest.approx(np.median(norms), rel=0.1)
+    assert np.mean(bounds[-20:]) == pytest.approx(np.median(norms), rel=0.2)
     again = strategy(private(0.5, 1.0, 1.0, 2000), clipping="adaptive")
     again.load_state(dp.state())
     assert again.clip_norm == dp.clip_norm
@@ -151,7 +151,7 @@ def test_an_adaptive_bound_costs_noise_on_the_sums_and_no_epsilon() -> None:
     said = update(1, scalars={"centred-unclipped": 0.0}, p=np.zeros(20_000))
     dp = strategy(private(2.0, 1.0, 1.0, 100), clipping="adaptive", count_std=2.0)
     found = after_round(dp, params, [said])["p"] * 100
-    assert found.std() == pytest.approx(2.309, rel=0.02)
+    assert found.std() == pytest.approx(2.309, rel=0.035)
     assert events(dp) == [Gaussian(2.0, 1.0, 1)]
 
 
