@@ -24,11 +24,12 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The modules of the experiments."""
     monkeypatch.syspath_prepend(str(REPO / "scripts"))
     import reproduce
-    from experiments import large, page, runs, sequences, strategies
+    from experiments import attacks, large, page, privacy, runs, sequences, strategies
 
     return SimpleNamespace(
-        reproduce=reproduce, page=page, runs=runs, table=strategies, sequences=sequences, large=large
-    )
+        reproduce=reproduce, page=page, runs=runs, table=strategies, sequences=sequences, large=large,
+        privacy=privacy, attacks=attacks,
+    )  # fmt: skip
 
 
 def finished(scripts: SimpleNamespace, values: Mapping[int, float], **summary: Any) -> Any:
@@ -205,6 +206,49 @@ def test_adapters_are_compared_with_the_plain_bytes(scripts: SimpleNamespace, mo
     plain, adapted = (line.split(" | ") for line in lines if line.startswith(("| none", "| 4")))
     assert plain[-1] == "100.0% |"
     assert 5 < float(adapted[-1].removesuffix("% |")) < 50
+
+
+def test_what_privacy_costs_is_a_share_of_the_best_row_without_it(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = {None: 0.08, 1e-9: 0.1, 8.0: 0.09, 2.0: 0.05}  # by target or noise
+
+    def run(self: Any, settings: Mapping[str, Any]) -> Any:
+        key = settings.get("privacy.target-epsilon", settings.get("privacy.noise-multiplier"))
+        private = {"privacy": {"noise_multiplier": 1.5}} if "privacy.unit" in settings else {}
+        value = 0.02 if settings.get("model.name") == "popularity" else values[key] + 0.001 * settings.get("seed", 0)
+        test = {"ndcg@10": value, "hr@10": 2 * value}
+        return finished(scripts, {1: value}, test=test, sampled={"ndcg@10": 3 * value}, **private)
+
+    monkeypatch.setattr(scripts.runs.Runs, "run", run)
+    monkeypatch.setattr(scripts.privacy, "EPSILONS", (2.0, 8.0))
+    text = scripts.privacy.privacy(scripts.runs.Runs(TINY), "ML-100K", tmp_path / "curves.png")
+    assert "| ML-100K, 943 users | 8 | 1.5 | .091 (.090-.092) | 90.1% | .182 | .273 |" in text
+    assert "the private design, next to no noise (none) | 1.5 | .101 (.100-.102) | 100.0% |" in text
+    assert "| popularity, not private |  | .020 | 19.8% |" in text
+    assert "| synthetic, 6,040 users |" not in text
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_attacks_are_a_row_a_model_and_claims_a_row_a_run(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts.attacks, "RELEASES", 40)
+    monkeypatch.setattr(scripts.attacks, "USERS", 5)
+    monkeypatch.setattr(scripts.attacks, "ROWS", {"`mf`": {}})
+    claims = {"one round": {**scripts.attacks.PRIVATE, "num-server-rounds": 1, "privacy.target-epsilon": 4.0}}
+    monkeypatch.setattr(scripts.attacks, "CLAIMS", claims)
+    data = {
+        **TINY,
+        "data.options": '{"num_users": 120, "num_items": 80, "mean_interactions": 20, "min_interactions": 8}',
+    }
+    lines = scripts.attacks.attacks(scripts.runs.Runs(data)).splitlines()
+    (row,) = [line.split(" | ") for line in lines if line.startswith("| `mf`")]
+    assert row[1] == "1.000"  # one user's update gives him away
+    assert len(row) == 1 + 4 + 2
+    (claim,) = [line.split(" | ") for line in lines if line.startswith("| one round")]
+    assert claim[1] == "4.00"
+    assert float(claim[2]) <= 4.0
 
 
 def test_the_command_replaces_its_section(
