@@ -15,15 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.cli_settings import Preflight, RunSettings
+from fedrec_app.config import parse_overrides
 from fedrec_app.console import say
 
 if TYPE_CHECKING:
     from fedrec_app.audits.audit import Audit
 
 stderr = Console(stderr=True)
-
-Preflight = Callable[[dict[str, Scalar]], RunConfig]
 
 
 def add_audit(group: typer.Typer, preflight: Preflight) -> None:
@@ -36,10 +35,7 @@ def add_audit(group: typer.Typer, preflight: Preflight) -> None:
 
     @group.command()
     def audit(
-        settings: Annotated[
-            list[str] | None,
-            typer.Option("-c", "--run-config", help="Settings of the run, as for `fedrec simulate`."),
-        ] = None,
+        settings: RunSettings = None,
         run: Annotated[
             Path | None,
             typer.Option("--run", help="Folder of a run: its settings, parameters and ledger; -c changes settings."),

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.cli_settings import Preflight
+from fedrec_app.config import parse_overrides
 from fedrec_app.console import say
 from fedrec_app.errors import StateError
 from fedrec_app.files import require_writable
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 stderr = Console(stderr=True)
 
-Preflight = Callable[[dict[str, Scalar]], RunConfig]
 _ALL = "federated,centralised,local-only,popularity"
 
 

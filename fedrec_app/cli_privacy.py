@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedrec_app.cli_settings import Preflight, RunSettings
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.console import say
 from fedrec_app.errors import ConfigError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 privacy_commands = typer.Typer(no_args_is_help=True, help="Differential privacy: plan, audit.")
 stdout = Console()
 
-Preflight = Callable[[dict[str, Scalar]], RunConfig]
 _ASSUMED = 8.0
 """Epsilon, where only a clipping bound is given."""
 
@@ -55,10 +54,7 @@ def add_plan(group: typer.Typer, preflight: Preflight) -> None:
         parameters: Annotated[
             int | None, typer.Option(help="Shared numbers of the model; those of the settings' model when absent.")
         ] = None,
-        settings: Annotated[
-            list[str] | None,
-            typer.Option("-c", "--run-config", help="Settings of the run, as for `fedrec simulate`."),
-        ] = None,
+        settings: RunSettings = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     ) -> None:
         """Say what a run with user-level privacy costs, how loud its noise is, and what would help."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.client import NumPyClient
+from flwr.supercore import log
 from numpy.typing import NDArray
 
 from fedrec_app import __version__, node_data, outgoing
@@ -185,6 +187,8 @@ class RecommenderClient(NumPyClient):
             sums = fit_users(self.model, self.cohort, shared, rows, plan)
         else:
             sums = fit_node(self.model, self.cohort, shared, rows, plan, self.node.partition_id)
+        if sums.num_not_finite:
+            log(WARNING, "deltas of %s users were not finite and add nothing", sums.num_not_finite)
         if rows and not self.model.solves_private:
             self._state(config).save(server_round, self.cohort.keys, rows, _rounds_to_keep(config))
         if plan.part is not None and plan.part.has_controls and not sums.controls:

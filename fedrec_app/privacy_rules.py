@@ -46,17 +46,11 @@ def privacy_problem(privacy: Any, data: Any, train: Any, strategy: Any, evaluate
             "evaluate.early-stopping-rounds looks at validation in every round, which no privacy budget is charged "
             "for: set it to 0"
         )
-    return _of_examples(privacy, train) if privacy.unit == "example" else ""
-
-
-def _of_examples(privacy: Any, train: Any) -> str:
-    if not privacy.delta:
+    if privacy.unit == "example" and not privacy.delta:
         return (
             'privacy.unit="example" needs privacy.delta, well below 1 / examples of a node: nobody tells the server '
             "how many there are"
         )
-    if train.max_grad_norm:
-        return 'train.max-grad-norm and privacy.unit="example" both bound gradients: set train.max-grad-norm=0'
     return ""
 
 

@@ -2,7 +2,7 @@
 
 The epsilon of user-level privacy holds against whoever sees what the run releases: the parameters of every round, its
 files and figures. It does not hold against the server, which sees sums before it adds the noise. That of example-level
-privacy holds against the server as well: nodes add the noise themselves.
+privacy holds against a server that follows the protocol as well, where no metrics are told: nodes add the noise.
 """
 
 from __future__ import annotations

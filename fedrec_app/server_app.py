@@ -80,11 +80,12 @@ class _Recorder:
 
     def on_round(self, record: RoundRecord, progress: Progress) -> None:
         self.seconds.append(record.seconds)
-        told = {**asdict(record), "best_round": progress.best_round}
         if self.private is not None:
             if not record.train.get("skipped"):
                 self.private.require_charged(self.charges, record.round)
-            record.train["epsilon"] = told["train"]["epsilon"] = self.private.budget.spent()
+            record.train["epsilon"] = self.private.budget.spent()  # of the ledger, whatever the strategy says
+        told = {**asdict(record), "best_round": progress.best_round}
+        if self.private is not None:
             del told["seconds"]
         self.folder.append_metrics(told)
         log(INFO, "%s", progress_line(record, progress, self.num_rounds, self.metric, self.seconds))
@@ -186,7 +187,8 @@ class _Run:
         """Returns the summary; every step of a run, top to bottom."""
         config, resumed = self.config, self.resumed
         lineage = resumed.lineage if resumed else f"{datetime.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        roster = Roster(self.catalog.hash, model_hash(self.model), ["item-counts"], config.strategy.join_timeout)
+        facts = {"catalog-hash": self.catalog.hash, "model-hash": model_hash(self.model)}
+        roster = Roster(facts["catalog-hash"], facts["model-hash"], ["item-counts"], config.strategy.join_timeout)
         roster.wait(self.grid, config.strategy.min_nodes)
         log(INFO, "%s nodes take part, %s are refused", len(roster.members), len(roster.refused))
         if quarantined := max((member.num_quarantined for member in roster.partitions()), default=0):
@@ -197,7 +199,6 @@ class _Run:
             )
         popularity = roster.sums.get("item-counts")
         num_rounds = 1 if isinstance(self.model, ClosedForm) else config.num_server_rounds
-        facts = {"catalog-hash": self.catalog.hash, "model-hash": model_hash(self.model)}
         before = resumed.progress(facts) if resumed else None
         private = self.private = PrivateRun.begin(
             config, roster, self.folder, lineage, num_rounds, resumed and resumed.checkpoint.facts.get("ledger")

@@ -41,14 +41,12 @@ def summarise(
         "unit": config.train.unit,
         "num_nodes": len(roster.members),
         "refused_nodes": len(roster.refused),
-        "quarantined_rows": max((member.num_quarantined for member in roster.partitions()), default=0),
         "rounds": len(rounds),
         "best_round": progress.best_round,
         "stopped_early": progress.stopped_early,
         **({} if test is None else dict(zip(("test", "sampled"), split_metrics(test), strict=True))),
         "validation": split_metrics(best)[0],
         "validation_sampled": split_metrics(best)[1],
-        "seconds_per_round": statistics.median(r.seconds for r in rounds),
         "bytes_down": sum(r.bytes_down for r in rounds),
         "bytes_up": sum(r.bytes_up for r in rounds),
         "dropped_updates": dropped,
@@ -57,11 +55,11 @@ def summarise(
     }
     if (counts := roster.sums.get("item-counts")) is not None:
         summary["cold_items"] = int((counts == 0).sum())
-    private = config.privacy.unit != "none"
-    if private:
-        del summary["quarantined_rows"], summary["seconds_per_round"]
-    elif cleaning := cleaning_of(config.data):
-        summary["cleaning"] = cleaning.as_dict()
+    if config.privacy.unit == "none":
+        summary["quarantined_rows"] = max((member.num_quarantined for member in roster.partitions()), default=0)
+        summary["seconds_per_round"] = statistics.median(r.seconds for r in rounds)
+        if cleaning := cleaning_of(config.data):
+            summary["cleaning"] = cleaning.as_dict()
     if config.data.protocol == "leaky-pfedrec":
         summary["warning"] = "leaky protocol: held-out items are never training negatives; not comparable"
     return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from fedrec_app.errors import ConfigError
 from fedrec_app.finished import FinishedRun
 from fedrec_app.models.adapted import Adapted
 from fedrec_app.models.closed_form import ClosedForm
-from fedrec_app.records import CONTROL, DELTA, ROWS, Arrays, Ask
+from fedrec_app.records import CONTROL, ROWS, Arrays, Ask
 from fedrec_app.run_strategy import strategy_of
 from fedrec_app.seeding import rng
 from strategies.base import RecStrategy
+from strategies.update import Update
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class UpdateSource:
         named = dict(zip(json.loads(said[ARRAYS_OUT]), arrays, strict=True))
         if Ask.UPDATE not in ask:
             return {name: named[name] - array for name, array in self.shared.items()}
-        return {name: _whole(named, name, array.shape) for name, array in self.shared.items()}
+        num_rows = {name: len(array) for name, array in self.shared.items() if ROWS + name in named}
+        update = Update(named, {}, num_rows=num_rows)
+        return {name: update.delta(name) for name in self.shared}
 
     def _ask(self, client: RecommenderClient, clip_norm: float | None) -> dict[str, Any]:
         """Returns what the strategy of the run tells nodes."""
@@ -125,13 +128,3 @@ class UpdateSource:
         if isinstance(self._strategy, RecStrategy):
             ask |= {Ask.UPDATE: "delta", Ask.WEIGHTING: self._strategy.weighting, **self._strategy.ask()}
         return ask | ({} if clip_norm is None else {Ask.CLIP_NORM: clip_norm})
-
-
-def _whole(named: Mapping[str, NDArray], name: str, shape: tuple[int, ...]) -> NDArray:
-    """Returns the delta of a parameter, zero in those rows that did not travel."""
-    delta, rows = named[DELTA + name], named.get(ROWS + name)
-    if rows is None:
-        return delta
-    whole = np.zeros(shape, dtype=delta.dtype)
-    whole[rows] = delta
-    return whole
