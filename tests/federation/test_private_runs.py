@@ -55,6 +55,16 @@ def test_a_private_run_spends_its_budget_and_says_on_what(tmp_path: Path) -> Non
     assert Ledger.open(result.folder.path / "privacy-ledger.jsonl").events
 
 
+def test_a_line_of_progress_says_what_was_spent_and_not_how_long_it_took(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "flwr"):
+        result = run(tmp_path)
+    lines_of_rounds = [m for m in caplog.messages if m.startswith("round ")]
+    told = [record["train"]["epsilon"] for record in result.folder.read_metrics()]
+    assert lines_of_rounds == [f"round {n}/3 | epsilon {epsilon:.3f}" for n, epsilon in enumerate(told, 1)]
+
+
 def test_what_would_leak_is_withheld_or_noised_and_the_report_says_which(tmp_path: Path) -> None:
     result = run(tmp_path)
     test = result.summary["test"]
