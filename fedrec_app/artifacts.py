@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from fedrec_app import __version__
+from fedrec_app.checksum import NO_SUM, require_sum, said_by, summed
 from fedrec_app.config import RunConfig, Scalar, read_toml, to_toml
 from fedrec_app.errors import StateError
 from fedrec_app.files import write_atomically
@@ -25,7 +26,8 @@ CONFIG, METRICS, SUMMARY, MODEL, REPORT = (
     "config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "report.md"
 )  # fmt: skip
 _FORMAT = "fedrec-model/1"
-_POPULARITY = "statistics/item-counts"
+POPULARITY = "statistics/item-counts"
+"""Array of a model file that says how many training interactions each item has."""
 ITEM_IDS = "statistics/item-ids"
 """Array of a model file that says which item each row is of; files of earlier versions do not have it."""
 STATISTICS = "statistics/"
@@ -129,13 +131,7 @@ class RunFolder:
             popularity: (num_items,) int64.
             item_ids: of the catalog, so that a run on another one can start from the rows of these items.
         """
-        arrays = {name: np.ascontiguousarray(array) for name, array in shared.items()}
-        if popularity is not None:
-            arrays[_POPULARITY] = popularity
-        if item_ids:
-            arrays[ITEM_IDS] = packed_ids(item_ids)
-        content = save(arrays, metadata={"format": _FORMAT, **made.written()})
-        write_atomically(self.path / MODEL, content)
+        write_atomically(self.path / MODEL, model_content(shared, made, popularity, item_ids))
 
     def read_model(self) -> tuple[Arrays, Made, NDArray | None]:
         """Returns shared parameters, how they came to be, and popularity.
@@ -146,17 +142,9 @@ class RunFolder:
         path = self.path / MODEL
         if not path.is_file():
             raise StateError(f"no {MODEL} in {self.path}: is it the folder of a run that completed?")
-        try:
-            with safe_open(path, framework="numpy") as stream:
-                metadata = dict(stream.metadata() or {})
-            arrays = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise StateError(f"{path} is damaged: {error}") from None
-        if metadata.get("format") != _FORMAT:
-            raise StateError(f"{path} has format {metadata.get('format')!r}, {_FORMAT!r} is expected")
-        made = Made.read(metadata, path)
-        arrays.pop(ITEM_IDS, None)
-        return arrays, made, arrays.pop(_POPULARITY, None)
+        arrays, metadata = read_arrays(path)
+        shared = {name: array for name, array in arrays.items() if not name.startswith(STATISTICS)}
+        return shared, Made.read(metadata, path), arrays.get(POPULARITY)
 
     def read_config(self) -> dict[str, Scalar]:
         """Returns the flat settings of the run.
@@ -186,6 +174,47 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return records
+
+
+def model_content(
+    shared: Arrays,
+    made: Made,
+    popularity: NDArray | None,
+    item_ids: Sequence[str] = (),
+    statistics: Mapping[str, NDArray] | None = None,
+    said: Mapping[str, str] | None = None,
+) -> bytes:
+    """Returns the content of a model file, with its checksum.
+
+    Args:
+        shared, made, popularity, item_ids: see `RunFolder.write_model`.
+        statistics: what else goes with them, under names that begin with `STATISTICS`.
+        said: further metadata.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in {**shared, **(statistics or {})}.items()}
+    if popularity is not None:
+        arrays[POPULARITY] = popularity
+    if item_ids:
+        arrays[ITEM_IDS] = packed_ids(item_ids)
+    return summed(save(arrays, metadata={"format": _FORMAT, "sha256": NO_SUM, **made.written(), **(said or {})}))
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """Returns all arrays of a model file, and its metadata. Files of earlier versions have no checksum.
+
+    Raises:
+        StateError: it cannot be read, is damaged, or is not one of ours.
+    """
+    try:
+        content = path.read_bytes()
+        arrays, metadata = dict(sorted(load(content).items())), said_by(content)
+        if "sha256" in metadata:
+            require_sum(content, metadata["sha256"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{path} is damaged: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise StateError(f"{path} has format {metadata.get('format')!r}, {_FORMAT!r} is expected")
+    return arrays, metadata
 
 
 def packed_ids(item_ids: Sequence[str]) -> NDArray[np.uint8]:

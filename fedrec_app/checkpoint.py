@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from flwr.supercore import log
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from fedrec_app.checksum import NO_SUM, require_sum, said_by, summed
 from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.errors import ConfigError, StateError
 from fedrec_app.files import write_atomically
@@ -27,7 +27,7 @@ from fedrec_app.records import Arrays
 
 FOLDER = "checkpoints"
 MAY_CHANGE = (
-    "num-server-rounds", "output-dir", "checkpoint.", "strategy.join-timeout", "strategy.round-timeout",
+    "num-server-rounds", "output-dir", "checkpoint.", "tracking.", "strategy.join-timeout", "strategy.round-timeout",
     "evaluate.every", "evaluate.ks", "evaluate.early-stopping-rounds", "evaluate.bootstrap",
 )  # fmt: skip
 """Settings, and prefixes of settings, that a resumed run may have other values of."""
@@ -35,7 +35,6 @@ _FORMAT = "fedrec-checkpoint/1"
 _KEPT = 2
 _PARTS = ("shared/", "best/", "state/")
 _DAMAGES = (SafetensorError, OSError, ValueError, KeyError, TypeError)
-_NO_SUM = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class Checkpoint:
         # Not np.ascontiguousarray: it makes a 0-d array 1-d.
         arrays = {part + name: np.asarray(a, order="C") for part, named in parts for name, a in named.items()}
         metadata = {"round": str(self.round), "best-round": str(self.best_round), "facts": json.dumps(dict(self.facts))}
-        content = save(arrays, metadata={"format": _FORMAT, "sha256": _NO_SUM, **metadata})
-        return _with_sum(content, _NO_SUM, sha256(content).hexdigest())
+        return summed(save(arrays, metadata={"format": _FORMAT, "sha256": NO_SUM, **metadata}))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Checkpoint:
@@ -81,11 +79,10 @@ class Checkpoint:
         Raises:
             SafetensorError, OSError, ValueError, KeyError, TypeError: it is damaged.
         """
-        said = _header(content)["__metadata__"]
+        said = said_by(content)
         if said["format"] != _FORMAT:
             raise ValueError(f"its format is {said['format']!r}, {_FORMAT!r} is expected")
-        if sha256(_with_sum(content, said["sha256"], _NO_SUM)).hexdigest() != said["sha256"]:
-            raise ValueError("its checksum is wrong")
+        require_sum(content, said["sha256"])
         arrays = load(content)
         shared, best, state = (
             {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
@@ -180,14 +177,3 @@ def check_same(then: Mapping[str, Scalar], now: Mapping[str, Scalar], fixed: Ite
 
 def _readable(settings: Iterable[str]) -> list[str]:
     return [f"{name}*" if name.endswith(".") else name for name in settings]
-
-
-def _header(content: bytes) -> dict[str, Any]:
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-
-
-def _with_sum(content: bytes, old: str, new: str) -> bytes:
-    """Returns a file with another checksum in its header; quotes inside of values are escaped there, so it is found."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = content[:end].replace(f'"sha256":"{old}"'.encode(), f'"sha256":"{new}"'.encode(), 1)
-    return b"".join((header, memoryview(content)[end:]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,15 +20,22 @@ from fedrec_app.artifacts import RunFolder
 from fedrec_app.cli_audit import add_audit
 from fedrec_app.cli_compare import add_compare
 from fedrec_app.cli_data import data_commands
+from fedrec_app.cli_deploy import add_loopback, deploy_commands
 from fedrec_app.cli_fusion import add_fusion, parse_weights
 from fedrec_app.cli_model import model_commands
+from fedrec_app.cli_node import add_node, extend_catalog, recommend_here
+from fedrec_app.cli_operate import add_operate
 from fedrec_app.cli_privacy import add_plan, privacy_commands
 from fedrec_app.cli_strategy import strategy_commands
 from fedrec_app.cli_tune import add_tune
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.console import say
-from fedrec_app.errors import FedrecError
+from fedrec_app.errors import ConfigError, FedrecError
+from fedrec_app.operation import json_log
 from fedrec_app.paths import absolute, default_output_dir
+
+if TYPE_CHECKING:
+    from fedrec_app.superlink_run import SuperLinkRun
 
 commands = typer.Typer(
     name="fedrec", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -38,6 +45,7 @@ commands.add_typer(data_commands, name="data")
 commands.add_typer(model_commands, name="model")
 commands.add_typer(strategy_commands, name="strategy")
 commands.add_typer(privacy_commands, name="privacy")
+commands.add_typer(deploy_commands, name="deploy")
 stderr, stdout = Console(stderr=True), Console()
 
 Settings = Annotated[
@@ -53,12 +61,16 @@ def main() -> None:
     try:
         commands(standalone_mode=True)
     except FedrecError as error:
+        if json_log.wanted():
+            json_log.say_failed(error)
+            sys.exit(1)
         stderr.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 @commands.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    stderr.quiet = json_log.wanted()  # collectors get JSON lines alone
     if version:
         print(__version__)
         raise typer.Exit
@@ -72,21 +84,35 @@ def run(
     client_cpus: Annotated[int, typer.Option(min=1, help="CPUs that each simulated client reserves.")] = 1,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own lines too.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With CONNECTION: start the run, print its id, and leave it to itself.")
+    ] = False,
 ) -> None:
     """Train through Flower: in its simulation engine, or on the SuperLink of CONNECTION."""
-    from fedrec_app.flower_run import run_with_flower
-
-    flat = _asked(settings)
+    flat = _asked(settings, elsewhere=bool(connection))
     config = preflight(flat)
-    output_dir = _output_dir(flat)
 
     def on_log(line: str) -> None:
-        if verbose:
+        if json_log.wanted() and json_log.is_line(line):
+            print(line, file=sys.stderr, flush=True)
+        elif verbose:
             stderr.print(line, markup=False, highlight=False)
+
+    if connection:
+        if flat.get("output-dir"):  # else the default of the SuperLink's machine
+            flat["output-dir"] = str(_output_dir(flat))
+        if detach:
+            _start_there(flat, connection, as_json)
+        else:
+            _run_there(flat, config, connection, as_json, on_log)
+        return
+    if detach:
+        raise ConfigError("--detach needs a CONNECTION: a simulation ends with this command")
+    from fedrec_app.flower_run import run_with_flower
 
     with _bar(config) as bar:
         folder = run_with_flower(
-            flat, output_dir, num_nodes, connection, client_cpus, on_log, lambda record: _advance(bar, record, config)
+            flat, _output_dir(flat), num_nodes, client_cpus, on_log, lambda record: _advance(bar, record, config)
         )
     show_result(folder, as_json)
 
@@ -106,7 +132,8 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Train in this process: the same run as `fedrec run`, without a SuperLink and without Ray."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    if not json_log.wanted():
+        logging.getLogger("flwr").setLevel(logging.WARNING)
     from dataclasses import asdict
 
     from fedrec_app.simulate import parse_durations
@@ -133,7 +160,7 @@ def report(run: Annotated[Path, typer.Option("--run", help="Folder of a run.")])
 
 @commands.command()
 def recommend(
-    run: Annotated[list[Path], typer.Option("--run", help="Folder of a run; several are fused.")],
+    run: Annotated[list[Path] | None, typer.Option("--run", help="Folder of a run; several are fused.")] = None,
     user: Annotated[str, typer.Option("--user", help="Id of a user of the data.")] = "",
     history: Annotated[
         str, typer.Option("--history", help="Item ids 'a,b,c' of somebody who is not in the data.")
@@ -143,13 +170,37 @@ def recommend(
     weights: Annotated[
         str, typer.Option("--weights", help="A number for each run, such as '0.6,0.4'; by validation score if absent.")
     ] = "",
+    model: Annotated[
+        Path | None, typer.Option("--model", help="On a node: a bundle of `fedrec export`, or a run's folder.")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", help="On a node: where it keeps private rows and feedback.")
+    ] = None,
+    data_path: Annotated[str, typer.Option("--data-path", help="On a node: its own data.")] = "",
+    data_name: Annotated[str, typer.Option("--data-name", help="On a node: data set, where not the run's.")] = "",
+    columns: Annotated[str, typer.Option("--columns", help="On a node: mapping 'user_id=user,item_id=film'.")] = "",
+    catalog: Annotated[str, typer.Option("--catalog", help="On a node: catalog, where the model has none.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Recommend items to a user of the data, or to somebody with the history given; both left out: to a newcomer."""
-    from fedrec_app.recommend import recommend_by
+    """Recommend items to a user of the data, or to somebody with the history given; both left out: to a newcomer.
 
+    With --state-dir and --model it is done on a node, from its private rows, data and feedback alone.
+    """
     asked = [item.strip() for item in history.split(",") if item.strip()]
-    found = recommend_by([RunFolder(folder) for folder in run], user, asked, k, fusion, parse_weights(weights))
+    own = {"path": data_path, "name": data_name, "columns": columns}
+    if model is not None or state_dir is not None:
+        if run or weights:
+            raise ConfigError("--run and --weights are for several runs on one machine: a node has --model")
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        found = recommend_here(model, state_dir, user, asked, k, own, catalog)
+    elif not run:
+        raise ConfigError("give --run with the folder of a run, or, on a node, --model and --state-dir")
+    elif catalog or any(own.values()):
+        raise ConfigError("--data-path, --data-name, --columns and --catalog go with --model: a run has its own")
+    else:
+        from fedrec_app.recommend import recommend_by
+
+        found = recommend_by([RunFolder(folder) for folder in run], user, asked, k, fusion, parse_weights(weights))
     for line in found.get("warnings", []):
         stderr.print(f"warning: {_escaped(line)}", highlight=False, soft_wrap=True)
     if as_json:
@@ -164,6 +215,8 @@ def recommend(
 
 
 add_fusion(commands)
+add_node(commands)
+data_commands.command("extend-catalog")(extend_catalog)
 add_tune(commands)
 
 
@@ -193,12 +246,21 @@ def preflight(flat: dict[str, Scalar]) -> RunConfig:
 add_compare(commands, preflight)
 add_plan(privacy_commands, preflight)
 add_audit(privacy_commands, preflight)
+add_operate(commands)
 
 
-def _asked(settings: list[str] | None) -> dict[str, Scalar]:
-    """Returns the settings of `-c`, over those of the run that is to go on."""
+def _asked(settings: list[str] | None, elsewhere: bool = False) -> dict[str, Scalar]:
+    """Returns the settings of `-c`, over those of the run that is to go on.
+
+    Args:
+        settings: as they were given.
+        elsewhere: that run may lie on another machine: then its settings must be given.
+    """
     given = parse_overrides(settings or [])
     folder = str(given.get("checkpoint.resume-from", ""))
+    if elsewhere and folder and not Path(folder).expanduser().is_dir():
+        say(f"{folder} is not on this machine: the run goes on with the settings given here, which must be its own")
+        return given
     return {**(RunFolder(Path(folder).expanduser()).read_config() if folder else {}), **given}
 
 
@@ -207,6 +269,10 @@ def show_result(folder: RunFolder, as_json: bool) -> None:
     from fedrec_app.report import notices, result_rows
 
     summary = folder.read_summary()
+    if json_log.wanted():
+        if as_json:
+            print(json.dumps(summary))
+        return
     table = Table(
         title=f"{summary['model']} by {summary['strategy']} on {summary['data']}, test (round {summary['best_round']})"
     )
@@ -225,13 +291,51 @@ def show_result(folder: RunFolder, as_json: bool) -> None:
         print(json.dumps(summary))
 
 
+def _start_there(flat: dict[str, Scalar], connection: str, as_json: bool) -> None:
+    from fedrec_app.superlink_run import start_on_superlink
+
+    run_id = start_on_superlink(flat, connection)
+    say(f"run {run_id} goes on alone; to see it: flwr log {run_id} {connection}")
+    print(json.dumps({"run_id": run_id}) if as_json else run_id)
+
+
+def _run_there(
+    flat: dict[str, Scalar], config: RunConfig, connection: str, as_json: bool, on_log: Callable[[str], None]
+) -> None:
+    there = _trained_there(flat, config, connection, on_log=on_log)
+    if there.folder is not None:
+        show_result(there.folder, as_json)
+        return
+    say(f"run {there.run_id} completed; its folder, on the SuperLink's machine: {there.said_folder or 'unknown'}")
+    if as_json:
+        print(json.dumps({"status": "completed", "run_id": there.run_id, "folder": there.said_folder}))
+
+
+def _trained_there(
+    flat: dict[str, Scalar],
+    config: RunConfig,
+    connection: str,
+    environment: Mapping[str, str] | None = None,
+    on_log: Callable[[str], None] = lambda line: None,
+) -> SuperLinkRun:
+    from fedrec_app.superlink_run import run_on_superlink
+
+    with _bar(config) as bar:
+        return run_on_superlink(
+            flat, connection, on_log, lambda record: _advance(bar, record, config), environment=environment
+        )
+
+
+add_loopback(deploy_commands, preflight, _trained_there, show_result)
+
+
 @contextmanager
 def _bar(config: RunConfig) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metric]}"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=stderr) as bar:
+    with Progress(*columns, console=stderr, disable=json_log.wanted()) as bar:
         bar.add_task("training", total=config.num_server_rounds, metric="starting")
         yield bar
 

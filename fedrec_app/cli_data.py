@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ _NO_TIME = (
     "no timestamps: held-out items are drawn, and histories have no order: a model of sequences (sasrec) needs one"
 )
 
+_DEFAULT = DataConfig()
+
 Name = Annotated[str, typer.Argument(help="Data set, see `fedrec data list`.")]
 DataPath = Annotated[str, typer.Option("--path", help="File or folder of the data set.")]
 Columns = Annotated[str, typer.Option("--columns", help="Mapping 'user_id=user,item_id=film' for csv.")]
@@ -32,7 +35,6 @@ SessionGap = Annotated[
     int, typer.Option(min=0, help="Seconds; a longer pause starts a session, and the last one stays; 0: all stay.")
 ]
 KCore = Annotated[int, typer.Option(min=0, help="Users and items with fewer are left out, until none has; 0: none is.")]
-_DEFAULT = DataConfig()
 
 
 def _data_sets() -> Registry[Any]:
@@ -51,13 +53,53 @@ def prepare(
     source: Annotated[
         Path | None, typer.Option("--source", help="Take the files from here, not from the network.")
     ] = None,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=0, help="Deal the users to so many nodes of a deployment: a folder each.")
+    ] = 0,
+    partition: Annotated[
+        str, typer.Option(help="How users are dealt: users, by:<column> or dirichlet:<alpha>.")
+    ] = _DEFAULT.partition,
+    columns: Columns = "",
+    options: Options = "{}",
+    min_interactions: MinInteractions = _DEFAULT.min_interactions,
 ) -> None:
-    """Fetch a data set once, check it, and write it to a folder that `data.path` takes."""
+    """Fetch a data set once, check it, and write it to a folder that `data.path` takes; or, with --nodes, one shard a
+    node and the shared catalog."""
+    if nodes:
+        _deal(name, out, source, nodes, partition, columns, options, min_interactions)
+        return
     from fedrec_app.data.prepare import prepare as prepare_data
 
     for line in prepare_data(name, source, out).lines():
         stderr.print(line, highlight=False)
     stdout.print(f'data.name="{name}" data.path="{out.absolute()}"', highlight=False, soft_wrap=True)
+
+
+def _deal(
+    name: str, out: Path, source: Path | None, nodes: int, partition: str, columns: str, options: str, least: int
+) -> None:
+    """Writes shards, and says what each node is started with."""
+    from fedrec_app.data import sources
+    from fedrec_app.data.prepare import RECIPES
+    from fedrec_app.data.prepare import prepare as prepare_data
+    from fedrec_app.data.shards import write_shards
+
+    with tempfile.TemporaryDirectory(prefix="fedrec-data-") as scratch:
+        if name in RECIPES and (source is None or source.is_file()):
+            prepare_data(name, source, scratch)
+            source = Path(scratch)
+        dataset = sources.load(name, str(source or ""), columns, least, options, _DEFAULT.seed)
+    for line in dataset.report.lines():
+        stderr.print(line, highlight=False)
+    shards = write_shards(dataset, partition, nodes, _DEFAULT.seed, out, {"data.min-interactions": least})
+    table = Table("node", "users", "interactions", "data-path", title=f"{name}: {len(dataset.catalog):,} items")
+    for node in range(nodes):
+        sizes = (f"{shards.num_users[node]:,}", f"{shards.num_interactions[node]:,}")
+        table.add_row(str(node), *sizes, str(shards.node(node)))
+    stderr.print(table)
+    own = f'data-path="{shards.node(0)}" state-dir="/var/lib/fedrec" partition-id=0 num-partitions={nodes}'
+    stderr.print(f"a node: --node-config '{own}'", highlight=False, soft_wrap=True, markup=False)
+    stdout.print(f"fedrec run CONNECTION -c {shards.settings}", highlight=False, soft_wrap=True)
 
 
 @data_commands.command()

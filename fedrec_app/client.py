@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import WARNING
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,12 @@ from fedrec_app.evaluation.sums import MetricSums
 from fedrec_app.models.adapted import Adapted, Base
 from fedrec_app.models.base import Recommender, model_hash
 from fedrec_app.models.closed_form import ClosedForm
+from fedrec_app.node_settings import NodeSettings, OwnData
 from fedrec_app.part_memory import PartMemory
 from fedrec_app.privacy.node_accountant import NodeAccountant
 from fedrec_app.private_fit import example_release, released, require_releasable, user_level, withheld
-from fedrec_app.private_state import PrivateState
-from fedrec_app.records import CONTROL, STAT, Arrays, Ask, Said
+from fedrec_app.private_state import Parent, PrivateState, inherited
+from fedrec_app.records import CONTROL, SCHEMA, STAT, Arrays, Ask, Said
 from fedrec_app.training.example_level import fit_examples
 from fedrec_app.training.node import fit_node
 from fedrec_app.training.plan import FitPlan, FitSums
@@ -48,32 +48,15 @@ from strategies.registry import strategy_class
 ARRAYS_IN, ARRAYS_OUT = "arrays-in", "arrays-out"
 
 
-@dataclass(frozen=True)
-class Node:
-    """Where this client runs.
-
-    Attributes:
-        partition_id: which part of the users it holds.
-        num_partitions: how many parts there are.
-        state_dir: where private state is kept.
-        durable: whether private state must survive a power cut.
-    """
-
-    partition_id: int
-    num_partitions: int
-    state_dir: Path
-    durable: bool = True
-
-
 class RecommenderClient(NumPyClient):
     """The users of one node.
 
     Args:
-        config: of the run, with every "auto" resolved.
-        node: where this client runs.
+        config: of the run as it holds on this node, with every "auto" resolved.
+        node: what its operator told it.
     """
 
-    def __init__(self, config: RunConfig, node: Node) -> None:
+    def __init__(self, config: RunConfig, node: NodeSettings) -> None:
         self.config = config
         self.node = node
         self._kept = node_data.node_data(config, node.partition_id, node.num_partitions)
@@ -88,13 +71,27 @@ class RecommenderClient(NumPyClient):
             "num-partitions": self.node.num_partitions,
             Said.NUM_USERS: int((self.cohort.train.lengths > 0).sum()),
             Said.NUM_EXAMPLES: 0 if self._private else len(self.cohort.train.items),
-            Said.CATALOG: node_data.prepared(self.config.data).dataset.catalog.hash,
+            Said.CATALOG: self._catalog_hash,
             Said.MODEL: model_hash(self.model),
             Said.COHORT_SIZE: len(self.cohort),
             Said.QUARANTINED: self._quarantine() * (not self._private),
             Said.VERSION: __version__,
+            Said.SCHEMA: SCHEMA,
             **({Ask.BASE_HASH: base.digest} if (base := self._base(config)) else {}),
         }
+
+    @property
+    def _catalog_hash(self) -> str:
+        return node_data.prepared(self.config.data).dataset.catalog.hash
+
+    def require_catalog(self, asked: str) -> None:
+        """Raises FedrecError where a message is about another catalog than this node has: rows would not be items.
+
+        Args:
+            asked: hash of the run's catalog; "" where the message does not say it.
+        """
+        if asked and asked != self._catalog_hash:
+            raise FedrecError(f"this node's catalog is {self._catalog_hash[:12]}, the run's is {asked[:12]}")
 
     def keep_base(self, arrays: Arrays, config: Mapping[str, Any]) -> None:
         """Keeps the base of an adapted model that came with a roll-call.
@@ -112,7 +109,11 @@ class RecommenderClient(NumPyClient):
         if not isinstance(self.model, Adapted):
             return None
         own = node_data.seeded_base(self.config)
-        return self._bases.find(str(config.get(Ask.BASE_HASH, "" if self.config.model.init_from else own.digest)), own)
+        return self._bases.find(str(config.get(Ask.BASE_HASH, "" if self._starts_elsewhere else own.digest)), own)
+
+    @property
+    def _starts_elsewhere(self) -> bool:
+        return bool(self.config.model.init_from or self.config.checkpoint.continue_from)
 
     def _model(self, shared: Arrays, rows: Arrays, config: Mapping[str, Any]) -> Recommender:
         """Returns the model of a message, to be written to."""
@@ -143,7 +144,12 @@ class RecommenderClient(NumPyClient):
         return {STAT + "item-counts": counts.astype(np.int64)}
 
     def _quarantine(self) -> int:
-        """Returns how many rows of the node's data were set aside; which ones, and why, is written beside its state."""
+        """Returns how many rows of the node's data were set aside; which ones, and why, is written beside its state.
+
+        Of data that all nodes read the first one tells.
+        """
+        if self.node.partition_id and not isinstance(self.config.data, OwnData):
+            return 0
         quarantine = node_data.prepared(self.config.data).dataset.quarantine
         if len(quarantine):
             self.node.state_dir.mkdir(parents=True, exist_ok=True)
@@ -298,10 +304,13 @@ class RecommenderClient(NumPyClient):
 
     def _rows(self, config: Mapping[str, Any], at_round: int) -> Arrays:
         """Returns the private rows that go with a round, with the optimiser's state, to be changed in place."""
-        rows = self._kept.rows()
+        rows, optimizer = self._kept.rows(), str(self.config.train.optimizer)
         if rows and not self.model.solves_private:
+            if parent := config.get(Ask.PARENT):
+                rows = with_optimizer_state(rows, optimizer)
+                rows = inherited(self.node.state_dir, Parent.parse(str(parent)), self.cohort.keys, rows)
             rows = self._state(config).load(at_round, self.cohort.keys, rows)
-        return with_optimizer_state(rows, str(self.config.train.optimizer))
+        return with_optimizer_state(rows, optimizer)
 
     def _part(self, parameters: list[NDArray], config: Mapping[str, Any]) -> ClientPart | None:
         """Returns what the run's strategy changes in local training."""

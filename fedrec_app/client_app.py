@@ -18,11 +18,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.supercore import log
 
+from fedrec_app import node_data
 from fedrec_app.base_transfer import BASE
-from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
+from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, RecommenderClient
 from fedrec_app.config import RunConfig, Scalar
-from fedrec_app.errors import ConfigError, DataError, FedrecError
+from fedrec_app.errors import DataError, FedrecError
 from fedrec_app.models.registry import resolved
+from fedrec_app.node_settings import NodeSettings
+from fedrec_app.operation import json_log
 from fedrec_app.paths import default_output_dir
 from fedrec_app.records import (
     ARRAYS,
@@ -68,14 +71,14 @@ def _discreet(handler: Handler) -> Handler:
             kind = type(error).__name__
             raise FedrecError(f"{handler.__name__}: {kind} on the node; its own log says more") from None
 
-    return guarded
+    return json_log.on_node(guarded)
 
 
 @app.train()
 @_discreet
 def train(message: Message, context: Context) -> Message:
     """Trains on the node's users and returns the update."""
-    client = client_for(context)
+    client = client_for(message, context)
     parameters, config = _received(message)
     arrays, _, metrics = client.fit(parameters, config)
     names = json.loads(metrics.pop(ARRAYS_OUT))
@@ -86,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
 @_discreet
 def evaluate(message: Message, context: Context) -> Message:
     """Judges the model on the node's users."""
-    client = client_for(context)
+    client = client_for(message, context)
     parameters, config = _received(message)
     if config.get(Ask.SUMS):
         sums = {EVAL + name: array for name, array in client.judge(parameters, config).to_arrays().items()}
@@ -100,7 +103,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @_discreet
 def query(message: Message, context: Context) -> Message:
     """Answers the roll-call."""
-    client = client_for(context)
+    client = client_for(message, context)
     config = dict(message.content.get(CONFIG, {}))
     if isinstance(base := message.content.get(BASE), ArrayRecord):
         client.keep_base(from_record(base), config)
@@ -108,26 +111,20 @@ def query(message: Message, context: Context) -> Message:
     return _reply(message, client, client.statistics(config), CONFIG, properties)
 
 
-def client_for(context: Context) -> RecommenderClient:
-    """Returns the client of a node.
+def client_for(message: Message, context: Context) -> RecommenderClient:
+    """Returns the client of a node, for the run that a message belongs to.
 
     Raises:
-        ConfigError: the node has no `partition-id` and `num-partitions` (a simulation sets them, `--node-config`
-            does on a deployment).
+        ConfigError: the node's own settings are not what they must be.
     """
     config, simulated = _run(tuple(sorted(context.run_config.items())))
-    settings = context.node_config
-    try:
-        partition, total = int(settings["partition-id"]), int(settings["num-partitions"])
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"this node has no usable {error}: start it with --node-config 'partition-id=0 num-partitions=2'"
-        ) from None
-    if not 0 <= partition < total:
-        raise ConfigError(f"partition-id is {partition}: 0 to num-partitions - 1 = {total - 1} is allowed")
-    own = settings.get("state-dir")
-    folder = Path(str(own)).expanduser() if own else simulated
-    return RecommenderClient(config, Node(partition, total, folder, durable=own is not None))
+    node = NodeSettings.of(context.node_config, simulated)
+    asked = message.content.get(CONFIG, ConfigRecord())
+    if node.data:
+        config = node.of_run(config, node_data.feedback_events(node.state_dir, str(asked.get(Ask.LINEAGE, ""))))
+    client = RecommenderClient(config, node)
+    client.require_catalog(str(asked.get(Ask.CATALOG, "")))
+    return client
 
 
 @lru_cache(maxsize=8)

@@ -188,8 +188,11 @@ def _local_only(base: Row, rounds: int | None) -> Row:
     config = base.config
     if _is_solved(config):
         return Row(LOCAL_ONLY, base.flat, config, 0, {"num-nodes": [base.num_nodes, "one a user"]})
-    if config.model.init_from or config.train.adapter_rank:
-        key = "model.init-from" if config.model.init_from else "train.adapter-rank"
+    starts = {
+        "model.init-from": config.model.init_from, "checkpoint.continue-from": config.checkpoint.continue_from,
+        "train.adapter-rank": config.train.adapter_rank,
+    }  # fmt: skip
+    for key in (key for key, value in starts.items() if value):
         raise ConfigError(
             f"{key} is set: a user alone starts from nothing that others trained, and trains all of the model. Leave "
             "local-only out of --rows"

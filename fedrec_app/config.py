@@ -58,6 +58,7 @@ class DataConfig(Section, frozen=True):
     max_interactions: int = Field(default=0, ge=0)
     session_gap: int = Field(default=0, ge=0)
     k_core: int = Field(default=0, ge=0)
+    requires: str = ""
     partition: str = "users"
     seed: int = Field(default=0, ge=0)
 
@@ -121,6 +122,12 @@ class PrivacyConfig(Section, frozen=True):
 class CheckpointConfig(Section, frozen=True):
     every: int = Field(default=10, ge=0)
     resume_from: str = ""
+    continue_from: str = ""
+
+
+class TrackingConfig(Section, frozen=True):
+    backend: Literal["", "tensorboard", "wandb"] = ""
+    project: str = Field(default="fedrec", min_length=1)
 
 
 class RunConfig(Section, frozen=True):
@@ -136,6 +143,7 @@ class RunConfig(Section, frozen=True):
     evaluate: EvaluateConfig = EvaluateConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _metric_is_computed(self) -> RunConfig:
@@ -155,6 +163,12 @@ class RunConfig(Section, frozen=True):
     def _privacy_is_whole(self) -> RunConfig:
         if problem := privacy_problem(self.privacy, self.data, self.train, self.strategy, self.evaluate):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> RunConfig:
+        if self.checkpoint.continue_from and self.model.init_from:
+            raise ValueError("checkpoint.continue-from says where parameters start, and so does model.init-from: one")
         return self
 
     @classmethod
@@ -222,7 +236,7 @@ def _unknown_setting(key: str, known: set[str]) -> str:
     return unknown("setting", key, known)
 
 
-_SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy", "checkpoint")
+_SECTIONS = ("data", "model", "train", "strategy", "evaluate", "privacy", "checkpoint", "tracking")
 
 
 _PAIR = re.compile(r"\s*([A-Za-z0-9_.\-]+)\s*=\s*('[^']*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"]+)(?=\s|$)")

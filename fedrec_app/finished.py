@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fedrec_app import node_data
 from fedrec_app.artifacts import Made, RunFolder
-from fedrec_app.config import RunConfig
+from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import ConfigError, StateError
@@ -38,10 +39,12 @@ class Served:
         has_rows: (num_users,) whose private rows are the run's own, or need no storing; the others' are folded in anew.
         problems: private states that could not be read, one line each.
         num_states: how many nodes of this run have private state on this machine.
+        model: bound to the catalog and the cohort, its private rows those that served last.
     """
 
     scores: Callable[[NDArray[np.int64]], Tensor]
     has_rows: NDArray[np.bool_]
+    model: Recommender
     problems: tuple[str, ...] = ()
     num_states: int = 0
 
@@ -65,6 +68,8 @@ class FinishedRun:
         shared: parameters of its best round, by name.
         made: how its parameters came to be.
         popularity: (num_items,) training interactions of each item, where all nodes told them.
+        state_dir: where nodes keep private state; without it, where a simulation of the run does.
+        items: the catalog, where it came with the model; without it, that of the data.
     """
 
     folder: RunFolder
@@ -72,6 +77,8 @@ class FinishedRun:
     shared: Arrays
     made: Made
     popularity: NDArray | None
+    state_dir: Path | None = None
+    items: Catalog | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> FinishedRun:
@@ -81,8 +88,7 @@ class FinishedRun:
             FedrecError: there is none, or its files are damaged.
         """
         shared, made, popularity = folder.read_model()
-        settings = {**folder.read_config(), "model.init-from": "", "train.adapter-rank": 0}
-        return cls(folder, RunConfig.from_flat(settings), shared, made, popularity)
+        return cls(folder, settings_to_serve(folder.read_config()), shared, made, popularity)
 
     @property
     def name(self) -> str:
@@ -95,7 +101,7 @@ class FinishedRun:
         Raises:
             StateError: it is not the one that the run was trained on.
         """
-        catalog = node_data.catalog(self.config.data)
+        catalog = self.items or node_data.catalog(self.config.data)
         if catalog.hash != self.made.catalog_hash:
             raise StateError("the catalog has changed since this run: its items do not match the model's rows")
         return catalog
@@ -147,12 +153,17 @@ class FinishedRun:
         # Each call fits its own users; the last one's scores are of all.
         scorer(model, self.shared, rows, cohort, np.flatnonzero(~has_rows), plan, max(epochs, NEWCOMER_EPOCHS), purpose)
         scores = scorer(model, self.shared, rows, cohort, np.flatnonzero(has_rows), plan, epochs, purpose)
-        return Served(scores, has_rows, tuple(problems), len(nodes))
+        return Served(scores, has_rows, model, tuple(problems), len(nodes))
 
     def _states(self) -> list[PrivateState]:
-        state_dir, lineage = self.folder.path.resolve().parent.parent / "nodes", self.made.lineage
+        state_dir, lineage = self.state_dir or self.folder.path.resolve().parent.parent / "nodes", self.made.lineage
         partitions = sorted(int(path.name) for path in (state_dir / lineage).glob("*") if path.name.isdecimal())
         return [PrivateState(state_dir, lineage, partition) for partition in partitions]
+
+
+def settings_to_serve(flat: Mapping[str, Scalar]) -> RunConfig:
+    """Returns the settings of a finished run, without those that its parameters have in them already."""
+    return RunConfig.from_flat({**flat, "model.init-from": "", "train.adapter-rank": 0, "checkpoint.continue-from": ""})
 
 
 def _stored_rows(

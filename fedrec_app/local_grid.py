@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedrec_app.config import Scalar
 from fedrec_app.errors import ConfigError
 from fedrec_app.seeding import stream_key
 
@@ -48,6 +49,7 @@ class LocalGrid(Grid):
         num_nodes: how many nodes there are.
         on_reply: called after each reply with (replies so far, messages of this exchange).
         taps: called with every message that goes out and every reply that comes back, as a recorder sees them.
+        node_configs: what each node is told, as `--node-config` does on a deployment; without it, its partition.
         durations: partition -> virtual seconds that a training message takes there; 1 for every other. Roll-calls and
             evaluations take no time and wait for no training.
 
@@ -66,7 +68,9 @@ class LocalGrid(Grid):
         on_reply: Callable[[int, int], None] | None = None,
         taps: Iterable[Callable[[Message], None]] = (),
         durations: Mapping[int, float] | None = None,
+        node_configs: Sequence[Mapping[str, Scalar]] | None = None,
     ) -> None:
+        told = node_configs or [{"partition-id": k, "num-partitions": num_nodes} for k in range(num_nodes)]
         self._client_app = client_app
         self._on_reply = on_reply
         self._taps = list(taps)
@@ -80,7 +84,7 @@ class LocalGrid(Grid):
             stream_key(0, "local-node", partition) % (2**62): Context(
                 run_id=_RUN,
                 node_id=stream_key(0, "local-node", partition) % (2**62),
-                node_config={"partition-id": partition, "num-partitions": num_nodes},
+                node_config=dict(told[partition]),
                 state=RecordDict(),
                 run_config=dict(run_config),
             )

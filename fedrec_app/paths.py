@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-READ_FROM = ("data.path", "model.init-from", "checkpoint.resume-from")
+READ_FROM = ("data.path", "model.init-from", "checkpoint.resume-from", "checkpoint.continue-from")
 """Settings that are paths of what is read."""
 
 

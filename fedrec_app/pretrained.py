@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedrec_app.artifacts import ITEM_IDS, MODEL, STATISTICS, unpacked_ids
+from fedrec_app.checksum import require_sum
 from fedrec_app.config import RunConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.errors import StateError, unknown
@@ -69,7 +70,8 @@ class Start:
 
 
 def start(config: RunConfig, catalog: Catalog) -> tuple[Recommender, Start | None]:
-    """Returns the model that a run begins with, adapters included, and what came of `model.init-from`.
+    """Returns the model that a run begins with, adapters included, and what came of `model.init-from` or
+    `checkpoint.continue-from`.
 
     Args:
         config: resolved.
@@ -79,8 +81,14 @@ def start(config: RunConfig, catalog: Catalog) -> tuple[Recommender, Start | Non
         ConfigError: the model is not there, or has nothing to start from or to adapt.
         StateError: the file does not fit.
     """
-    model = initial_model(config, catalog)
-    found = take(model, catalog, config.model.init_from) if config.model.init_from else None
+    model, before = initial_model(config, catalog), config.checkpoint.continue_from
+    found = take(model, catalog, before or config.model.init_from) if before or config.model.init_from else None
+    if before and found and (found.missing or found.items_left_out):
+        lost = [*found.missing, *([f"{found.items_left_out} items"] if found.items_left_out else [])]
+        raise StateError(
+            f"checkpoint.continue-from: {found.file} and this run differ in {', '.join(lost)}: a catalog may grow, and "
+            "nothing else may change"
+        )
     return adapted(model, config), found
 
 
@@ -154,6 +162,8 @@ class _File:
                 types = {name: str(found[name].get_dtype()) for name in names}
                 ids = unpacked_ids(stream.get_tensor(ITEM_IDS)) if ITEM_IDS in found else None
                 metadata = stream.metadata() or {}
+            if metadata.get("format", "").startswith("fedrec-") and "sha256" in metadata:
+                require_sum(path.read_bytes(), metadata["sha256"])
         except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
             raise StateError(f"{path} is damaged, or is no safetensors file: {error}") from None
         return cls(path, shapes, types, ids, metadata.get("catalog-hash", ""), metadata.get("model", ""))

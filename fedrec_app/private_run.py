@@ -7,7 +7,7 @@ privacy holds against a server that follows the protocol as well, where no metri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any
@@ -27,6 +27,7 @@ from fedrec_app.private_fit import example_release, released_metrics, reserved_r
 from strategies.rollcall import Roster
 
 LEDGER = "privacy-ledger.jsonl"
+SPENT_BEFORE = "the run that this one continues"
 ADVERSARY = "released models"
 """Whom epsilon holds against: whoever sees the parameters of every round and what the run tells."""
 SERVER_SEES = {
@@ -72,7 +73,14 @@ class PrivateRun:
 
     @classmethod
     def begin(
-        cls, config: RunConfig, roster: Roster, folder: RunFolder, lineage: str, num_rounds: int, known: Known | None
+        cls,
+        config: RunConfig,
+        roster: Roster,
+        folder: RunFolder,
+        lineage: str,
+        num_rounds: int,
+        known: Known | None,
+        spent: Sequence[Gaussian] = (),
     ) -> PrivateRun | None:
         """Returns the privacy of a run, its ledger begun or continued; None where it asks for none.
 
@@ -83,6 +91,8 @@ class PrivateRun:
             lineage: of the run.
             num_rounds: to be trained.
             known: what a checkpoint knows of the ledger, of a run that goes on.
+            spent: what a finished run that this one continues has released of the same users: the ledger begins with
+                it, and the target holds for both.
 
         Raises:
             FedrecError: there is nobody to train, no noise reaches the target, or the ledger is lost or damaged.
@@ -98,11 +108,14 @@ class PrivateRun:
                 log(WARNING, "%s", ledger.mended)
             _require_as_many_users(int(ledger.header["users"]), roster)
         else:
-            ledger = Ledger.create(path, _header(config, roster, lineage, num_rounds))
+            ledger = Ledger.create(path, _header(config, roster, lineage, num_rounds, spent))
+            for event in spent:
+                ledger.charge(event, {"for": SPENT_BEFORE})
         said = ledger.header
+        before = [charge.event for charge in ledger.charges if charge.what.get("for") == SPENT_BEFORE]
         event = Gaussian(said["noise-multiplier"], said["sampling-rate"], said["steps-a-round"])
         reserved = reserved_releases(config)
-        planned = [replace(event, count=num_rounds * event.count), *reserved]
+        planned = [replace(event, count=num_rounds * event.count), *reserved, *before]
         budget = Budget(ledger, said["delta"], planned, privacy.target_epsilon, reserved)
         told = released_metrics(config) if privacy.metrics == "noised" else ()
         return cls(privacy, said["users"], event, budget, told, ledger)
@@ -135,10 +148,12 @@ class PrivateRun:
             ConfigError: not even the first one of the run.
         """
         allowed = self.budget.times(self.event, num_rounds)
-        if allowed == 0 and not self.ledger.events:
+        if allowed == 0 and all(charge.what.get("for") == SPENT_BEFORE for charge in self.ledger.charges):
+            with_before = " with what the run before has cost" if self.ledger.charges else ""
             raise ConfigError(
                 f"one round costs more than privacy.target-epsilon = {self.settings.target_epsilon:g} at noise "
-                f"multiplier {self.event.noise_multiplier:g}: raise either, or leave privacy.noise-multiplier at 0"
+                f"multiplier {self.event.noise_multiplier:g}{with_before}: raise either, or leave "
+                "privacy.noise-multiplier at 0"
             )
         return allowed
 
@@ -199,7 +214,7 @@ class PrivateRun:
             clip_norm: C of the last round.
             test: what was told of the test part.
             example: what an example is.
-            start: the file that parameters start from, or "".
+            start: what parameters start from that no epsilon covers, or "".
         """
         events = self.budget.book.events
         user = self.settings.unit == "user"
@@ -250,13 +265,14 @@ def _require_as_many_users(then: int, roster: Roster) -> None:
         log(WARNING, "the run began with %s users and the nodes have %s now", then, now)
 
 
-def terms(config: RunConfig, users: int, num_rounds: int) -> tuple[float, Gaussian]:
+def terms(config: RunConfig, users: int, num_rounds: int, spent: Sequence[Gaussian] = ()) -> tuple[float, Gaussian]:
     """Returns delta, and what each round of a run releases.
 
     Args:
         config: resolved, with privacy.
         users: N.
         num_rounds: to be trained.
+        spent: what was released before, which the target holds for too.
 
     Raises:
         ConfigError: no noise reaches the target, or there are too few users.
@@ -266,18 +282,20 @@ def terms(config: RunConfig, users: int, num_rounds: int) -> tuple[float, Gaussi
     if privacy.unit == "example":
         return delta, example_release(config)
     noise = privacy.noise_multiplier or noise_for(
-        privacy.target_epsilon, delta, privacy.sampling_rate, num_rounds, reserved_releases(config)
+        privacy.target_epsilon, delta, privacy.sampling_rate, num_rounds, [*reserved_releases(config), *spent]
     )
     return delta, Gaussian(noise, privacy.sampling_rate)
 
 
-def _header(config: RunConfig, roster: Roster, lineage: str, num_rounds: int) -> dict[str, Any]:
+def _header(
+    config: RunConfig, roster: Roster, lineage: str, num_rounds: int, spent: Sequence[Gaussian] = ()
+) -> dict[str, Any]:
     """Returns what a ledger says at its beginning, and what a run that goes on keeps to."""
     privacy = config.privacy
     users = sum(member.num_users for member in roster.partitions())
     if users < 2:
         raise FedrecError(f"privacy is asked for, and {users} users have something to train on: 2 at least are needed")
-    delta, release = terms(config, users, num_rounds)
+    delta, release = terms(config, users, num_rounds, spent)
     if privacy.unit == "user" and delta >= 1 / users:
         raise ConfigError(
             f"privacy.delta is {delta:g}: with {users} users it must be below 1 / {users}, or the data of one of them "

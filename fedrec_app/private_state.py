@@ -3,12 +3,16 @@
 A message names a round, and the node serves the newest version that is not newer than it, so that shared and
 private parameters always match. Kept are the last version, the one before, and those that the rounds named in
 `keep` need.
+
+A lineage may have a parent: a round of an earlier lineage, whose rows its users begin with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from logging import WARNING
 from pathlib import Path
 
@@ -26,6 +30,80 @@ from fedrec_app.records import Arrays, checked_lineage
 LOCK_TIMEOUT = 60.0
 """Seconds to wait for another process of the node."""
 _KEYS = "user-keys"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A round of an earlier lineage.
+
+    Attributes:
+        lineage: its name.
+        round: whose rows go on.
+    """
+
+    lineage: str
+    round: int
+
+    @classmethod
+    def parse(cls, text: str) -> Parent:
+        """Returns what `str` wrote: "<lineage>:<round>".
+
+        Raises:
+            ValueError: the lineage is not a plain name, or the round no number.
+        """
+        lineage, _, number = text.rpartition(":")
+        if not (number.isdecimal() and len(number) < 10):
+            raise ValueError(f"parent {text[:120]!r}: <lineage>:<round> is expected")
+        return cls(checked_lineage(lineage), int(number))
+
+    def __str__(self) -> str:
+        return f"{self.lineage}:{self.round}"
+
+
+def inherited(state_dir: Path, parent: Parent, keys: NDArray[np.uint64], initial: Arrays) -> Arrays:
+    """Returns the rows that users begin a lineage with: those of its parent, whoever it does not know his initial ones.
+
+    All partitions of the parent on this machine are looked through: a simulation deals its users anew when there are
+    more of them. Where a partition's versions are all damaged its users begin anew, which the log counts.
+
+    Args:
+        state_dir: where the node keeps state.
+        parent: of the lineage.
+        keys: (num_users,) who is asked for.
+        initial: rows that users start with, by name, with optimiser states where those of the parent are to go on.
+
+    Raises:
+        StateError: the parent's rows are of another model.
+    """
+    saved = _rows_of(state_dir, parent)
+    if not saved:
+        return dict(initial)
+    for name, rows in initial.items():
+        if name in saved and saved[name].shape[1:] != rows.shape[1:]:
+            raise StateError(f"the private state of {parent} is of another model: its {name!r} is not like this one's")
+    found = _aligned(dict(saved), keys, initial)
+    return {name: found.get(name, start) for name, start in initial.items()}
+
+
+@lru_cache(maxsize=2)
+def _rows_of(state_dir: Path, parent: Parent) -> Arrays:
+    """Returns the rows of all users of a parent on this machine, with their keys, not to be written to."""
+    found, lost = [], 0
+    partitions = sorted(int(path.name) for path in (state_dir / parent.lineage).glob("*") if path.name.isdecimal())
+    for partition in partitions:
+        try:
+            if (rows := PrivateState(state_dir, parent.lineage, partition).newest(parent.round)) is not None:
+                found.append(rows)
+        except StateError as error:
+            lost += 1
+            log(WARNING, "%s", error)
+    if lost:
+        log(WARNING, "%s of %s private states of %s are damaged: their users begin anew", lost, len(partitions), parent)
+    names = sorted(set.intersection(*map(set, found))) if found else []
+    try:
+        return {name: np.concatenate([rows[name] for rows in found]) for name in names}
+    except ValueError as error:
+        raise StateError(f"the private states of {parent} do not fit together: {error}") from None
 
 
 class PrivateState:
@@ -63,7 +141,7 @@ class PrivateState:
         Raises:
             StateError: every version that would do is damaged, or it is of another model.
         """
-        saved = self._newest(at_round)
+        saved = self.newest(at_round)
         if saved is None:
             return dict(initial)
         for name, rows in initial.items():
@@ -83,12 +161,17 @@ class PrivateState:
         Raises:
             StateError: every version that would do is damaged.
         """
-        saved = self._newest(at_round)
+        saved = self.newest(at_round)
         if saved is None or not np.isin(keys, saved[_KEYS]).all():
             return None
         return _aligned(saved, keys, {})
 
-    def _newest(self, at_round: int) -> Arrays | None:
+    def newest(self, at_round: int) -> Arrays | None:
+        """Returns the newest version that is not newer than a round, with the users' keys; None where there is none.
+
+        Raises:
+            StateError: every version that would do is damaged.
+        """
         # Nothing is newer than the version of the round itself, so it needs no listing and no lock: files come whole.
         with suppress(SafetensorError, OSError, ValueError):
             return _read(self.folder / f"{at_round}.safetensors")

@@ -61,13 +61,30 @@ def recommend_by(
     catalog, data = runs[0].catalog(), runs[0].config.data
     shares = _weights(runs, weights)
     if not user and not history:
-        return {"method": "popularity", **_best(catalog, _popularity(runs), np.zeros(0, dtype=np.int64), k)}
+        return most_popular(runs, catalog, k)
     if user:
-        cohort = _known_user(data, user)
+        if (cohort := find_user(data, user)) is None:
+            everyone = node_data.cohort(data, None, 1).user_ids
+            raise DataError(_not_there("user", user, everyone))
     else:
-        seen = np.array([_position(catalog, item) for item in dict.fromkeys(history)], dtype=np.int64)
         ordered = node_data.prepared(data).dataset.interactions.has_timestamps
-        cohort = _cohort("", seen, len(catalog), ordered)
+        cohort = somebody(catalog, history, ordered)
+    return ranked(runs, catalog, cohort, k, fusion, shares)
+
+
+def ranked(
+    runs: Sequence[FinishedRun], catalog: Catalog, cohort: Cohort, k: int, fusion: str, shares: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Returns what `recommend_by` does for the one user of a cohort; somebody without an id has no rows of his own.
+
+    Args:
+        runs: of the same data.
+        catalog: theirs.
+        cohort: one user, nothing held out.
+        k, fusion: see `recommend_by`.
+        shares: (num_runs,) weights that sum to 1.
+    """
+    (user,) = cohort.user_ids
     served = [run.serve(catalog, cohort, "recommend") for run in runs]
     methods = ["private rows" if user and one.has_rows[0] else "fold-in" for one in served]
     result: dict[str, Any] = {"method": methods[0] if len(runs) == 1 else f"{fusion} fusion"}
@@ -88,6 +105,15 @@ def _weights(runs: Sequence[FinishedRun], given: Sequence[float] | None) -> NDAr
     if len(runs) == 1:
         return np.ones(1)
     return by_score([run.validation(runs[0].config.evaluate.metric) for run in runs])
+
+
+def most_popular(runs: Sequence[FinishedRun], catalog: Catalog, k: int) -> dict[str, Any]:
+    """Returns the items that most users met, as `recommend_by` does.
+
+    Raises:
+        StateError: no run knows how many did.
+    """
+    return {"method": "popularity", **_best(catalog, _popularity(runs), np.zeros(0, dtype=np.int64), k)}
 
 
 def _popularity(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
@@ -112,13 +138,29 @@ def _best(catalog: Catalog, scores: NDArray[np.float64], seen: NDArray[np.int64]
     return {"items": [_item(catalog, int(i), float(scores[i])) for i in best]}
 
 
-def _known_user(config: DataConfig, user: str) -> Cohort:
+def find_user(config: DataConfig, user: str) -> Cohort | None:
+    """Returns a user of the data with all he did, nothing held out; None where the data does not have him."""
     everyone = node_data.cohort(config, None, 1)
     if user not in everyone.user_ids:
-        raise DataError(_not_there("user", user, everyone.user_ids))
+        return None
     place = everyone.user_ids.index(user)
     seen = np.concatenate([everyone.train[place], everyone.validation[place], everyone.test[place]])
     return _cohort(user, seen, everyone.num_items, everyone.ordered)
+
+
+def somebody(catalog: Catalog, history: Sequence[str], ordered: bool) -> Cohort:
+    """Returns a user without an id who met these items.
+
+    Args:
+        catalog: the items.
+        history: item ids, oldest first.
+        ordered: whether the model is to believe the order.
+
+    Raises:
+        DataError: an item is not in the catalog.
+    """
+    seen = np.array([_position(catalog, item) for item in dict.fromkeys(history)], dtype=np.int64)
+    return _cohort("", seen, len(catalog), ordered)
 
 
 def _cohort(user: str, seen: NDArray[np.int64], num_items: int, ordered: bool) -> Cohort:

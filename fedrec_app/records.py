@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -35,13 +36,19 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 DELTA, COUNT, ROWS, CONTROL, EVAL, STAT = "delta/", "count/", "rows/", "control/", "eval/", "stat/"
 
 
+SCHEMA = 1
+"""Version of this schema. A node that speaks another one is refused at the roll-call."""
+
+
 class Ask:
     """Keys of the config that a message carries; every one may be absent (stock strategies send two of them)."""
 
     ROUND = "server-round"
     UPDATE = "update"  # "delta": sums of weighted deltas; absent: parameters
     WEIGHTING = "weighting"  # "examples" | "users" | "uniform" | "rows"
+    CATALOG = "catalog-hash"  # of the run: a node whose own catalog has changed since the roll-call does not answer
     LINEAGE = "lineage"  # name of the line of private states that the run continues
+    PARENT = "parent"  # "<lineage>:<round>" whose private rows this lineage begins with
     KEEP_ROUND = "keep-round"  # private state of this round, or of each in a list, must stay
     MEMORY_ROUND = "memory-round"  # of this node's last reply that was used: its client part goes on from there
     PRIVATE_ROUND = "private-round"  # evaluation: the round whose private state goes with the arrays
@@ -70,6 +77,7 @@ class Said:
     COHORT_SIZE = "cohort-size"
     QUARANTINED = "num-quarantined"
     VERSION = "fedrec-version"
+    SCHEMA = "schema"
 
 
 _LINEAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -152,9 +160,20 @@ def _numpy(array: Array) -> NDArray:
 
 
 def num_bytes(content: RecordDict) -> int:
-    """Returns the payload of a message, in bytes: arrays, metrics and config."""
+    """Returns the payload of a message, in bytes: arrays, metrics and config.
+
+    Flower's own count raises over empty texts and lists, which any node may send.
+    """
     return sum(
-        record.count_bytes()
+        record.count_bytes() if isinstance(record, ArrayRecord) else sum(map(_footprint, record.items()))
         for record in content.values()
         if isinstance(record, (ArrayRecord, MetricRecord, ConfigRecord))
     )
+
+
+def _footprint(item: tuple[str, Any]) -> int:
+    """Returns the bytes of a name and its value: numbers take 8."""
+    name, value = item
+    values = value if isinstance(value, list) else [value]
+    sizes = (1 if isinstance(v, bool) else len(v) if isinstance(v, str | bytes) else 8 for v in values)
+    return len(name) + sum(sizes)

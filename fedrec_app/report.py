@@ -113,7 +113,7 @@ def notices(summary: dict[str, Any]) -> list[str]:
         f"{removed['interactions']:,} interactions ({removed['share_of_interactions']:.1%})"
         for rule, removed in summary.get("cleaning", {"rules": {}})["rules"].items()
     ]
-    if start := summary.get("init_from"):
+    if start := summary.get("init_from") or summary.get("continued_from"):
         missing = start["missing"]
         named = ", ".join(missing[:_FEW]) + (", ..." if len(missing) > _FEW else "")
         as_seeded = f"; {len(missing)} start as the seed says: {named}" if missing else ""

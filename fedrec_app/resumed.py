@@ -14,9 +14,11 @@ from flwr.supercore import log
 from fedrec_app.artifacts import SUMMARY, RunFolder
 from fedrec_app.checkpoint import FOLDER, Checkpoint, Checkpoints, check_same
 from fedrec_app.config import RunConfig
-from fedrec_app.errors import StateError
+from fedrec_app.errors import ConfigError, StateError
 from strategies.base import RecStrategy
 from strategies.progress import Progress
+
+_CONTINUE = "checkpoint.continue-from"
 
 
 class NothingLeft(StateError):
@@ -60,7 +62,10 @@ class Resumed:
         checkpoint = checkpoints.read_newest()
         # Nodes find the noise of each example by the number of rounds, and their ledgers below the output folder.
         of_nodes = ("num-server-rounds", "output-dir") if config.privacy.unit == "example" else ()
-        check_same(checkpoint.facts.get("settings", {}), config.flat(), of_nodes)
+        settings = checkpoint.facts.get("settings", {})
+        check_same(settings, config.flat(), of_nodes)
+        if (then := settings.get(_CONTINUE, "")) != config.checkpoint.continue_from:
+            raise ConfigError(f"a run goes on with what it began from: {_CONTINUE} was {then!r}")
         log(INFO, "the run in %s goes on after round %s", path, checkpoint.round)
         folder = RunFolder(path)
         summary = folder.read_summary() if (path / SUMMARY).is_file() else {}

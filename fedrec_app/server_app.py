@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from logging import ERROR, INFO, WARNING
 from typing import Any
@@ -21,35 +20,40 @@ from fedrec_app.artifacts import SUMMARY, Made, RunFolder
 from fedrec_app.base_transfer import WithBase
 from fedrec_app.checkpoint import FOLDER, Checkpoints
 from fedrec_app.config import RunConfig
+from fedrec_app.continued import Continued
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.errors import FedrecError
 from fedrec_app.models.adapted import Adapted, plain_arrays, plain_hash
 from fedrec_app.models.base import Recommender, model_hash
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import resolved
+from fedrec_app.operation import json_log
+from fedrec_app.operation.audit_log import AuditLog
+from fedrec_app.operation.tracking import Tracker, Untracked, tracker_of
 from fedrec_app.paths import default_output_dir
 from fedrec_app.pretrained import Start
 from fedrec_app.private_run import PrivateRun
+from fedrec_app.recorder import OnRound as OnRound
+from fedrec_app.recorder import Recorder
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
 from fedrec_app.resumed import NothingLeft, Resumed, load_state
 from fedrec_app.run_strategy import strategy_of
 from fedrec_app.summary import cleaning_of, summarise
 from strategies.base import RecStrategy
+from strategies.deployed_grid import DeployedGrid
 from strategies.evaluation import FederatedEvaluation
 from strategies.rollcall import MembersOnly, Roster
-from strategies.rounds import Evaluate, Exchange, Progress, RoundRecord, run_rounds
+from strategies.rounds import Evaluate, Exchange, Progress, run_rounds
 from strategies.saver import Saver
 
 app = ServerApp()
-
-OnRound = Callable[[RoundRecord, Progress, int], None]
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs the whole job under `flwr run`."""
-    run_server(grid, context.run_config, context.run_id)
+    run_server(DeployedGrid(grid), context.run_config, context.run_id)
 
 
 @dataclass(frozen=True)
@@ -58,59 +62,6 @@ class RunResult:
 
     folder: RunFolder
     summary: dict[str, Any]
-
-
-@dataclass
-class _Recorder:
-    """Writes each round to metrics.jsonl, logs a line, and tells whoever watches."""
-
-    folder: RunFolder
-    num_rounds: int
-    metric: str
-    watchers: Iterable[OnRound]
-    private: PrivateRun | None = None
-    saver: Saver | None = None
-    seconds: list[float] = field(default_factory=list)
-    charges: int = 0
-
-    def before_round(self, server_round: int) -> None:
-        if self.private is not None:
-            self.charges = len(self.private.ledger.events)
-            self.private.before_round(server_round)
-
-    def on_round(self, record: RoundRecord, progress: Progress) -> None:
-        self.seconds.append(record.seconds)
-        if self.private is not None:
-            if not record.train.get("skipped"):
-                self.private.require_charged(self.charges, record.round)
-            record.train["epsilon"] = self.private.budget.spent()  # of the ledger, whatever the strategy says
-        told = {**asdict(record), "best_round": progress.best_round}
-        if self.private is not None:
-            del told["seconds"]
-        self.folder.append_metrics(told)
-        log(INFO, "%s", progress_line(record, progress, self.num_rounds, self.metric, self.seconds))
-        if self.saver is not None:
-            self.saver.on_round(record, progress)
-        for watch in self.watchers:
-            watch(record, progress, self.num_rounds)
-
-
-def progress_line(record: RoundRecord, progress: Progress, num_rounds: int, metric: str, seconds: list[float]) -> str:
-    """Returns a round in one line: metric, best so far, loss, and, where rounds are timed, seconds and what is left."""
-    value = (record.validation or {}).get(metric)
-    parts = [f"round {record.round}/{num_rounds}"]
-    if isinstance(value, float):
-        parts.append(f"{metric} {value:.4f} (best {progress.best_value:.4f}, round {progress.best_round})")
-    if isinstance(loss := record.train.get("loss"), float):
-        parts.append(f"loss {loss:.4f}")
-    if isinstance(epsilon := record.train.get("epsilon"), float):
-        parts.append(f"epsilon {epsilon:.3f}")
-    if dropped := sum(int(n) for key, n in record.train.items() if key.startswith("dropped/")):
-        parts.append(f"dropped {dropped}")
-    if record.seconds:
-        left = statistics.median(seconds[-10:]) * (num_rounds - record.round)
-        parts += [f"{record.seconds:.2f} s", f"ETA {int(left) // 60}:{int(left) % 60:02d}"]
-    return " | ".join(parts)
 
 
 def run_server(
@@ -126,18 +77,24 @@ def run_server(
         reads_test: False leaves the test part out: no test figures in the summary, and no report.
 
     Raises:
-        FedrecError: a setting or the data is wrong, or too few nodes fit. summary.json says "failed" and why.
+        FedrecError: a setting or the data is wrong, or too few nodes fit. summary.json says "failed" and why, or
+            "stopped" where somebody ended it.
     """
+    json_log.install()
     asked = RunConfig.from_flat(flat)
     config = resolved(flat)
-    resumed = Resumed.open(config)
+    resumed, continued = Resumed.open(config), Continued.open(config)
     folder = resumed.folder if resumed else RunFolder.create(default_output_dir(config.output_dir), datetime.now())
+    audit = AuditLog.begin(folder.path, config, resumed and resumed.checkpoint)
+    json_log.bind(run=folder.path.name, run_id=run_id, round=None)
     folder.write_config(config, run_id)
     (folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that failed and is resumed
     log(INFO, "run folder: %s", folder.path)
     log(INFO, "settings that differ from the defaults: %s", asked.changed() or "none")
     run: _Run | None = None
+    tracker, ending = Untracked(), {}
     try:
+        tracker = tracker_of(config, folder.path)
         catalog = node_data.catalog(config.data)
         cleaning = cleaning_of(config.data) if config.privacy.unit == "none" else None
         for line in cleaning.lines() if cleaning else []:
@@ -149,18 +106,26 @@ def run_server(
             log(WARNING, "LEAKY PROTOCOL: held-out items are never negatives; these figures say nothing about quality")
         if isinstance(model, Adapted):
             grid = WithBase(grid, model.base)
-        run = _Run(config, model, start, catalog, grid, folder, resumed)
-        summary = run.execute(watchers, reads_test)
+        run = _Run(config, model, start, catalog, grid, folder, audit, tracker, resumed, continued)
+        summary = ending = run.execute(watchers, reads_test)
     except NothingLeft as error:
+        audit.ended(error.summary)
         folder.write_summary(error.summary)
         raise
     except BaseException as error:
-        failed = {"status": "failed", "error": str(error) or type(error).__name__, "seed": config.seed}
-        folder.write_summary({**failed, **({"privacy": run.private.failed()} if run and run.private else {})})
-        log(ERROR, "the run failed: %s", str(error) or type(error).__name__)
+        status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        ended = {"status": status, "error": str(error) or type(error).__name__, "seed": config.seed}
+        ending = {**ended, **({"privacy": run.private.failed()} if run and run.private else {})}
+        folder.write_summary(ending)
+        log(ERROR, "the run %s: %s", "was stopped" if status == "stopped" else status, ended["error"])
         if (folder.path / FOLDER).is_dir():
             log(ERROR, 'to go on with it: checkpoint.resume-from="%s"', folder.path)
+        audit.ended(ending)
         raise
+    finally:
+        audit.close()
+        tracker.close(ending)
+        json_log.bind(run=None, run_id=None, round=None)
     return RunResult(folder, summary)
 
 
@@ -180,7 +145,10 @@ class _Run:
     catalog: Catalog
     grid: Grid
     folder: RunFolder
+    audit: AuditLog
+    tracker: Tracker
     resumed: Resumed | None
+    continued: Continued | None = None
     private: PrivateRun | None = None
 
     def execute(self, watchers: Iterable[OnRound], reads_test: bool) -> dict[str, Any]:
@@ -188,21 +156,21 @@ class _Run:
         config, resumed = self.config, self.resumed
         lineage = resumed.lineage if resumed else f"{datetime.now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         facts = {"catalog-hash": self.catalog.hash, "model-hash": model_hash(self.model)}
-        roster = Roster(facts["catalog-hash"], facts["model-hash"], ["item-counts"], config.strategy.join_timeout)
+        roster = Roster(
+            facts["catalog-hash"], facts["model-hash"], ["item-counts"], config.strategy.join_timeout, lineage
+        )
         roster.wait(self.grid, config.strategy.min_nodes)
         log(INFO, "%s nodes take part, %s are refused", len(roster.members), len(roster.refused))
-        if quarantined := max((member.num_quarantined for member in roster.partitions()), default=0):
-            log(
-                WARNING,
-                "up to %s rows of a node's data were set aside: see quarantine-<partition>.csv in its state folder",
-                quarantined,
-            )
+        if quarantined := sum(member.num_quarantined for member in roster.partitions()):
+            text = "%s rows of the nodes' data were set aside: see quarantine-<partition>.csv in their state folders"
+            log(WARNING, text, quarantined)
         popularity = roster.sums.get("item-counts")
         num_rounds = 1 if isinstance(self.model, ClosedForm) else config.num_server_rounds
         before = resumed.progress(facts) if resumed else None
         private = self.private = PrivateRun.begin(
-            config, roster, self.folder, lineage, num_rounds, resumed and resumed.checkpoint.facts.get("ledger")
-        )
+            config, roster, self.folder, lineage, num_rounds, resumed and resumed.checkpoint.facts.get("ledger"),
+            self.continued.spent if self.continued else (),
+        )  # fmt: skip
         if private is not None:
             num_rounds = _affordable(private, num_rounds, before.last_round if before else 0)
         if resumed is not None:
@@ -211,20 +179,23 @@ class _Run:
         evaluation = FederatedEvaluation(popularity)
         judge = self._judge(evaluation, roster)
         saver = self._saver(strategy, lineage, facts, private)
-        recorder = _Recorder(self.folder, num_rounds, config.evaluate.metric, watchers, private, saver)
+        recorder = Recorder(
+            self.folder, num_rounds, config.evaluate.metric, watchers, self.audit, self.tracker, private, saver
+        )
         initial = to_record({n: self.model.get_parameter(n).detach().numpy() for n in self.model.shared_names()})
+        # Ours know the roster; stock ones draw nodes from the grid.
+        ours = isinstance(strategy, RecStrategy)
+        grid = self.grid if ours else MembersOnly(self.grid, roster, config.strategy.join_timeout)
+        grid = self.audit.watch(grid, roster, strategy, facts, lineage, num_rounds)
         if resumed is not None:
             load_state(strategy, resumed.checkpoint)
         elif saver is not None:
             saver.begin(initial)
-        # Ours know the roster; stock ones draw nodes from the grid.
-        ours = isinstance(strategy, RecStrategy)
-        grid = self.grid if ours else MembersOnly(self.grid, roster, config.strategy.join_timeout)
         progress = run_rounds(
             strategy, grid, initial,
             num_rounds=num_rounds, timeout=config.strategy.round_timeout,
-            train_config=ConfigRecord({Ask.LINEAGE: lineage}),
-            evaluate_config=ConfigRecord({Ask.LINEAGE: lineage, Ask.PART: "validation"}),
+            train_config=ConfigRecord(self._asked(lineage)),
+            evaluate_config=ConfigRecord({**self._asked(lineage), Ask.PART: "validation"}),
             evaluate=judge, choose="best" if private is None else "last",
             evaluate_every=config.evaluate.every if private is None or private.settings.metrics == "exact" else 0,
             metric=config.evaluate.metric,
@@ -238,13 +209,20 @@ class _Run:
             test = private.test_metrics(test)
         self._write_model(progress, lineage, popularity)
         summary = self._summary(progress, test, roster, lineage)
-        if remarks := getattr(strategy, "remarks", []):
+        remarks = list(getattr(strategy, "remarks", []))
+        if missing := (test or {}).get("dropped-evaluations"):
+            remarks.append(
+                f"{missing} nodes gave no usable answer about the test part: figures are of the others' users"
+            )
+        if remarks:
             summary["remarks"] = remarks
         if private is not None:
             example = "one user's sequence" if self.model.sampling == "sequence" else "one interaction"
             bound = float(getattr(strategy, "clip_norm", config.privacy.clip_norm))
-            summary["privacy"] = private.summary(bound, test or {}, example, config.model.init_from)
+            uncovered = self.continued.uncovered if self.continued else config.model.init_from
+            summary["privacy"] = private.summary(bound, test or {}, example, uncovered)
             private.ledger.close()
+        self.audit.ended(summary)
         self.folder.write_summary(summary)
         report = write_report(self.folder) if reads_test else "none, the test part was not read"
         log(INFO, "done: best round %s; report: %s", progress.best_round, report)
@@ -261,15 +239,21 @@ class _Run:
         said = {**facts, "lineage": lineage, "settings": self.config.flat()}
 
         def now() -> dict[str, Any]:
-            return said if private is None else {**said, "ledger": private.known()}
+            audited = {**said, "audit": self.audit.known()}
+            return audited if private is None else {**audited, "ledger": private.known()}
 
         return Saver(Checkpoints(self.folder.path / FOLDER), every, strategy, now)
+
+    def _asked(self, lineage: str) -> dict[str, Any]:
+        """Returns what every message says: which private state, and which catalog, it is about."""
+        of_run = {Ask.LINEAGE: lineage, Ask.CATALOG: self.catalog.hash}
+        return {**of_run, **({Ask.PARENT: str(self.continued.parent)} if self.continued else {})}
 
     def _judge(self, evaluation: FederatedEvaluation, roster: Roster) -> Evaluate:
         def evaluate(
             server_round: int, arrays: ArrayRecord, config: ConfigRecord
         ) -> tuple[MetricRecord | None, int, int]:
-            roster.refresh(self.grid)
+            roster.gather(self.grid, self.config.strategy.min_nodes)
             messages = evaluation.configure(server_round, arrays, config, roster.partitions())
             replies = Exchange(self.grid, messages, self.config.strategy.round_timeout)
             metrics = evaluation.aggregate(server_round, replies)
@@ -283,7 +267,7 @@ class _Run:
         """Reads the test part, once, with the parameters and the private state of the best round."""
         ask = ConfigRecord(
             {
-                Ask.LINEAGE: lineage,
+                **self._asked(lineage),
                 Ask.PART: "test",
                 Ask.PRIVATE_ROUND: progress.best_round,
                 Ask.BOOTSTRAP: self.config.evaluate.bootstrap,
@@ -301,7 +285,9 @@ class _Run:
 
     def _summary(self, progress: Progress, test: dict[str, Any] | None, roster: Roster, lineage: str) -> dict[str, Any]:
         summary = summarise(self.config, progress, test, roster, lineage)
-        if self.start is not None:
+        if self.continued is not None:
+            summary["continued_from"] = self.continued.to_json(self.start)
+        elif self.start is not None:
             summary["init_from"] = self.start.to_json()
         if isinstance(self.grid, WithBase):
             summary["adapters"] = {"nodes_sent_base": self.grid.nodes, "bytes_of_base": self.grid.bytes_down}

@@ -9,6 +9,7 @@ from typing import Any
 from fedrec_app import node_data
 from fedrec_app.config import DataConfig, RunConfig
 from fedrec_app.data.cleaning import CleaningReport
+from fedrec_app.errors import DataError
 from strategies.rollcall import Roster
 from strategies.rounds import Progress
 
@@ -56,7 +57,7 @@ def summarise(
     if (counts := roster.sums.get("item-counts")) is not None:
         summary["cold_items"] = int((counts == 0).sum())
     if config.privacy.unit == "none":
-        summary["quarantined_rows"] = max((member.num_quarantined for member in roster.partitions()), default=0)
+        summary["quarantined_rows"] = sum(member.num_quarantined for member in roster.partitions())
         summary["seconds_per_round"] = statistics.median(r.seconds for r in rounds)
         if cleaning := cleaning_of(config.data):
             summary["cleaning"] = cleaning.as_dict()
@@ -66,10 +67,14 @@ def summarise(
 
 
 def cleaning_of(data: DataConfig) -> CleaningReport | None:
-    """Returns what cleaning removed, where a rule is on that is off by default: to know it takes all of the data."""
+    """Returns what cleaning removed, where a rule is on that is off by default: to know it takes all of the data, which
+    a server whose nodes have their own does not hold."""
     if not (data.max_interactions or data.session_gap or data.k_core):
         return None
-    report = node_data.prepared(data).dataset.report
+    try:
+        report = node_data.prepared(data).dataset.report
+    except DataError:
+        return None
     return report if isinstance(report, CleaningReport) else None
 
 

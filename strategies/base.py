@@ -101,6 +101,7 @@ class RecStrategy(Strategy):
             self.weighted = self.aggregator.weighted
         self.evaluation = FederatedEvaluation()
         self._params: Arrays = {}
+        self.rejected: dict[int, str] = {}  # of the last round: partition -> why its reply was dropped
         self._asked: list[Member] = []
         self._memory_rounds = MemoryRounds()
 
@@ -207,7 +208,7 @@ class RecStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Returns the next parameters, or None when the quorum was missed, and the metrics of the round."""
         intake = Intake(self._expected(server_round))
-        before = copy.deepcopy(self.state())
+        before, self.rejected = copy.deepcopy(self.state()), intake.rejected
         with self._restoring(before):
             delta = self._delta(intake, replies)
         metrics = MetricRecord({f"dropped/{reason}": count for reason, count in sorted(intake.dropped.items())})
@@ -297,7 +298,7 @@ class RecStrategy(Strategy):
     def _members(self, grid: Grid) -> list[Member]:
         if self.roster is None:
             self.roster = Roster("", "")
-        self.roster.refresh(grid)
+        self.roster.gather(grid, self.settings.min_nodes)
         return self.roster.partitions()
 
     def _choose(self, members: list[Member], server_round: int) -> list[Member]:

@@ -75,7 +75,8 @@ class FederatedEvaluation:
 
         Replies are read once, as they come, and not kept. The order in which they come changes no bit of the metrics.
         A reply that is an error, was not asked for, or does not fit is dropped, counted as "dropped-evaluations" and
-        logged. What most nodes measure is what counts; between equal numbers, what the lowest partition measures.
+        logged, and so is one that did not come. What most nodes measure is what counts; between equal numbers, what the
+        lowest partition measures.
         """
         alike: dict[Hashable, _Alike] = {}
         dropped = 0
@@ -93,6 +94,9 @@ class FederatedEvaluation:
                 alike[kind] = _Alike(sums)
             alike[kind].add(self._asked[node].partition_id, sums)
             del reply, sums  # before the next one comes
+        for node in sorted(set(self._asked) - seen):
+            dropped += 1
+            self._drop(server_round, node, "it did not answer in time")
         if not alike:
             return None
         # One node of another version must not decide what all the others are measured by.

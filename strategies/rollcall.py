@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from fedrec_app.errors import FedrecError
 from fedrec_app.passed_grid import PassedGrid
-from fedrec_app.records import ARRAYS, CONFIG, STAT, Arrays, Ask, Said, from_record
+from fedrec_app.records import ARRAYS, CONFIG, SCHEMA, STAT, Arrays, Ask, Said, from_record
 from strategies.update import MAX_DETAIL, MAX_UNITS
 
 _OUR_ERROR = re.compile(r"^fedrec_app\.errors\.\w+: ")
 
 
+_PAUSE = 1.0
+"""Seconds between two looks at who is there."""
+_LONGEST_RECALL = 64
 _NUMBERS = (
     Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES, Said.QUARANTINED, Said.COHORT_SIZE
 )  # fmt: skip
@@ -52,6 +55,23 @@ class Member:
 
 
 @dataclass
+class _Recall:
+    """When a node that was refused is called again: after 2, 4, 8, ... looks at who is there, then every 64."""
+
+    wait: int = 1
+    looks: int = 0
+
+    def is_due(self) -> bool:
+        """Returns whether it is called at this look."""
+        self.looks += 1
+        return self.looks >= self.wait
+
+    def put_off(self) -> None:
+        """Notes one more refusal."""
+        self.wait, self.looks = min(2 * self.wait, _LONGEST_RECALL), 0
+
+
+@dataclass
 class Roster:
     """The members of a run by node id.
 
@@ -60,37 +80,46 @@ class Roster:
         model_hash: names and shapes of the shared parameters that a node must have.
         statistics: additive statistics to ask every node for ("item-counts").
         timeout: seconds to wait for the answers to one roll-call.
+        lineage: of the run, told to the nodes.
     """
 
     catalog_hash: str
     model_hash: str
     statistics: Sequence[str] = ()
     timeout: float = 60.0
+    lineage: str = ""
     members: dict[int, Member] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     sums: Arrays = field(default_factory=dict)
     withheld: int = 0
     _counted: set[int] = field(default_factory=set)
     _silent: set[int] = field(default_factory=set)
+    _recall: dict[int, _Recall] = field(default_factory=dict)
+    _begun: bool = False
 
     def refresh(self, grid: Grid) -> None:
-        """Calls the nodes that are new, and forgets those that left."""
+        """Calls the nodes that are new, and those that were refused now and then; forgets those that left."""
         present = set(grid.get_node_ids())
         gone = set(self.members) - present
         for node in gone:
             log(INFO, "partition %s left", self.members.pop(node).partition_id)
         # Whoever was refused because his partition was taken, a node that was restarted, is called again.
         self.refused = {} if gone else {node: why for node, why in self.refused.items() if node in present}
-        new = sorted(present - set(self.members) - set(self.refused))
+        self._recall = {node: recall for node, recall in self._recall.items() if node in present}
+        again = {node for node in self.refused if self._recall[node].is_due()}
+        new = sorted(present - set(self.members) - (set(self.refused) - again))
         if not new:
             return
-        config = ConfigRecord({Ask.STATISTICS: ",".join(self.statistics)})
+        # Popularity is that of the nodes a run begins with: who joins later keeps his counts.
+        config = ConfigRecord({Ask.STATISTICS: "" if self._begun else ",".join(self.statistics)})
+        if self.lineage:
+            config[Ask.LINEAGE] = self.lineage
         messages = [Message(RecordDict({CONFIG: config}), node, MessageType.QUERY) for node in new]
         silent = set(new)
         for reply in grid.send_and_receive(messages, timeout=self.timeout):
             silent.discard(reply.metadata.src_node_id)
             self._admit(reply)
-        for node in silent & self._silent:
+        for node in silent & (self._silent | again):
             self._refuse(node, "it did not answer two roll-calls")  # or every round would wait for it
         self._silent = silent
 
@@ -117,6 +146,25 @@ class Roster:
         for name in list(self.sums):
             if self.withheld:
                 del self.sums[name]
+        self._begun = True
+
+    def gather(self, grid: Grid, min_nodes: int) -> None:
+        """Refreshes; where nodes have left and too few are there, waits for them to come back, up to the timeout: a
+        SuperLink takes a node that was restarted only when it has missed the heartbeats of the one before.
+
+        Args:
+            grid: how nodes are reached.
+            min_nodes: how many are enough.
+        """
+        before = len(self.members)
+        self.refresh(grid)
+        if len(self.members) >= min(before, min_nodes):
+            return
+        log(WARNING, "%s of at least %s nodes are there: waiting for those that left", len(self.members), min_nodes)
+        end = time.monotonic() + self.timeout
+        while len(self.members) < min_nodes and time.monotonic() < end:
+            time.sleep(min(_PAUSE, max(end - time.monotonic(), 0)))
+            self.refresh(grid)
 
     def partitions(self) -> list[Member]:
         """Returns the members sorted by partition: the order that everything else follows."""
@@ -133,7 +181,9 @@ class Roster:
             self._refuse(node, str(error))
             return
         self.members[node] = member
-        if member.partition_id in self._counted:
+        if self.refused.pop(node, None) is not None:
+            log(INFO, "node %s (partition %s) takes part now", node, member.partition_id)
+        if self._begun or member.partition_id in self._counted:
             return  # a node that was restarted: its statistics are in the sums
         self._counted.add(member.partition_id)
         offered = _arrays(reply)
@@ -149,14 +199,18 @@ class Roster:
                 self.withheld += 1
 
     def _refuse(self, node: int, reason: str) -> None:
+        if self.refused.get(node) != reason[:MAX_DETAIL]:
+            log(WARNING, "node %s is refused: %s", node, reason[:MAX_DETAIL])
         self.refused[node] = reason[:MAX_DETAIL]
-        log(WARNING, "node %s is refused: %s", node, reason[:MAX_DETAIL])
+        self._recall.setdefault(node, _Recall()).put_off()
 
     def _read(self, reply: Message) -> Member:
         if reply.has_error():
             lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
             raise ValueError(_OUR_ERROR.sub("", lines[-1]) if lines else f"error {reply.error.code}")
         said = reply.content.config_records[CONFIG]
+        if said[Said.SCHEMA] != SCHEMA:
+            raise ValueError(f"its message {Said.SCHEMA} is {str(said[Said.SCHEMA])[:12]}, this run's is {SCHEMA}")
         for key, expected in ((Said.CATALOG, self.catalog_hash), (Said.MODEL, self.model_hash)):
             if expected and said[key] != expected:
                 raise ValueError(f"its {key} is {str(said[key])[:12]}, this run's is {expected[:12]}")

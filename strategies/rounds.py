@@ -68,6 +68,8 @@ class Exchange:
     def send(self, messages: Iterable[Message], timeout: float) -> None:
         """Sends more messages, counts bytes anew, and waits from now on."""
         outgoing = list(messages)
+        for message in () if self.lasting else outgoing:
+            message.metadata.ttl = timeout  # nobody would use the reply, and the node would be late for later rounds
         self.bytes_down = sum(num_bytes(message.content) for message in outgoing)
         self.bytes_up = 0
         pushed = self._grid.push_messages(outgoing) if outgoing else []

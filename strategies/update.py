@@ -139,6 +139,7 @@ class Intake:
         details: what was found in each of them.
         scalars: key -> what each valid update said.
         partitions: whose updates were valid, in the order of arrival.
+        rejected: partition -> why its reply, or missing reply, was dropped.
     """
 
     def __init__(self, expected: Expected, read: Callable[[Message, Expected], Update] | None = None) -> None:
@@ -147,6 +148,7 @@ class Intake:
         self.details: list[str] = []
         self.scalars: dict[str, list[float]] = {key: [] for key in (*_SCALARS, *expected.scalars, *expected.signed)}
         self.partitions: list[int] = []
+        self.rejected: dict[int, str] = {}
         self._expected = expected
         self._seen: set[int] = set()
 
@@ -161,7 +163,7 @@ class Intake:
             yield update
         silent = set() if self._expected.lasting else set(self._expected.partitions) - self._seen
         for node in sorted(silent):
-            self._drop("no-reply", f"partition {self._expected.partitions[node]} did not answer in time")
+            self._drop("no-reply", f"partition {self._expected.partitions[node]} did not answer in time", node)
 
     def _read(self, message: Message) -> Update | None:
         node, partitions = message.metadata.src_node_id, self._expected.partitions
@@ -173,10 +175,12 @@ class Intake:
             self._seen.add(node)
             return self._open(message, self._expected)
         except BadReply as error:
-            self._drop(error.reason, f"node {node}: {error}")
+            self._drop(error.reason, f"node {node}: {error}", node)
             return None
 
-    def _drop(self, reason: str, detail: str) -> None:
+    def _drop(self, reason: str, detail: str, node: int) -> None:
+        if (partition := self._expected.partitions.get(node)) is not None:
+            self.rejected[partition] = reason
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         self.details.append(f"{reason}: {detail}"[:MAX_DETAIL])
 

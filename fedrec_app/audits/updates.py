@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app import node_data, pretrained
-from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
+from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, RecommenderClient
 from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError
 from fedrec_app.finished import FinishedRun
 from fedrec_app.models.adapted import Adapted
 from fedrec_app.models.closed_form import ClosedForm
+from fedrec_app.node_settings import NodeSettings
 from fedrec_app.records import CONTROL, ROWS, Arrays, Ask
 from fedrec_app.run_strategy import strategy_of
 from fedrec_app.seeding import rng
@@ -99,7 +100,7 @@ class UpdateSource:
         config = self._config.model_copy(update={"privacy": privacy})
         with tempfile.TemporaryDirectory() as folder:
             for partition in chosen:
-                client = RecommenderClient(config, Node(int(partition), total, Path(folder), durable=False))
+                client = RecommenderClient(config, NodeSettings(int(partition), total, Path(folder), durable=False))
                 train = client.cohort.train
                 if len(train.items):
                     items = [np.unique(train[user]) for user in range(len(train)) if len(train[user])]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app.data.catalog import Catalog
-from fedrec_app.data.schema import Dataset, LoadReport
+from fedrec_app.data.schema import Dataset, LoadReport, NoInteractions
 from fedrec_app.errors import ConfigError, DataError
 
 _LATEST_SECOND = 1e11
@@ -136,8 +136,8 @@ def clean(dataset: Dataset, rules: Rules) -> Dataset:
         rules: what to remove.
 
     Raises:
-        DataError: nothing would be left (the rule is named, and what went before it), or `session_gap` meets data
-            without timestamps in seconds.
+        NoInteractions: nothing would be left (the rule is named, and what went before it).
+        DataError: `session_gap` meets data without timestamps in seconds.
     """
     asked = rules.asked()
     dataset = dataset.with_min_interactions(min(rules.min_interactions, 1))
@@ -153,7 +153,9 @@ def clean(dataset: Dataset, rules: Rules) -> Dataset:
             try:
                 left, rounds = _RULES[name](current, value)
             except DataError as error:
-                raise DataError(f"{_setting(name)} = {value} leaves nothing: {error}{_story(removed)}") from error
+                gone = dataset.report.with_nothing_left(dataset.num_users)
+                text = f"{_setting(name)} = {value} leaves nothing: {error}{_story(removed)}"
+                raise NoInteractions(text, gone, dataset.quarantine) from error
             if left is not current:
                 removed[name] = removed[name].followed_by(_size(current), _size(left), rounds)
                 current, done = left, False

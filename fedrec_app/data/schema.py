@@ -14,7 +14,7 @@ from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.validation import CONTEXT, STANDARD, Quarantine, check, merge_duplicates
 from fedrec_app.errors import DataError
 
-__all__ = ["Catalog", "Dataset", "Interactions", "LoadReport", "Quarantine"]
+__all__ = ["Catalog", "Dataset", "Interactions", "LoadReport", "NoInteractions", "Quarantine"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ class LoadReport:
     users_dropped: int = 0
     rows_dropped: int = 0
 
+    def with_nothing_left(self, num_users: int) -> LoadReport:
+        """Returns the report of data whose users, so many, were all dropped."""
+        return replace(
+            self,
+            rows_kept=0,
+            users_dropped=self.users_dropped + num_users,
+            rows_dropped=self.rows_dropped + self.rows_kept,
+        )
+
     def lines(self) -> list[str]:
         """Returns the report for people, one fact a line; what did not happen is left out."""
         text = [f"{self.rows_kept:,} of {self.rows_read:,} rows kept"]
@@ -110,6 +119,20 @@ class LoadReport:
         if self.users_dropped:
             text.append(f"{self.users_dropped:,} users with too few interactions dropped ({self.rows_dropped:,} rows)")
         return text
+
+
+class NoInteractions(DataError):
+    """Data that can be read and of which nothing is left.
+
+    Attributes:
+        report: what loading and cleaning did.
+        quarantine: the rows set aside.
+    """
+
+    def __init__(self, text: str, report: LoadReport | None = None, quarantine: Quarantine | None = None) -> None:
+        super().__init__(text)
+        self.report = report or LoadReport(0, 0)
+        self.quarantine = quarantine or Quarantine()
 
 
 @dataclass(frozen=True)
@@ -157,14 +180,16 @@ class Dataset:
             malformed: rows that could not even be read, to be reported with the others.
 
         Raises:
-            DataError: no row can be used.
+            NoInteractions: no row can be used.
         """
         malformed = malformed or Quarantine()
         interactions, quarantine = Interactions.validate(raw, lines, catalog.item_ids if catalog else None)
         quarantine = quarantine.joined(malformed)
         if not len(interactions):
             reasons = "; ".join(f"{count} x {reason}" for reason, count in quarantine.counts.items())
-            raise DataError(f"no usable interaction in {len(quarantine)} rows{': ' if reasons else ''}{reasons}")
+            read = LoadReport(len(quarantine), 0, quarantine.counts)
+            text = f"no usable interaction in {len(quarantine)} rows{': ' if reasons else ''}{reasons}"
+            raise NoInteractions(text, read, quarantine)
         report = LoadReport(
             rows_read=len(raw) + len(malformed),
             rows_kept=len(interactions),
@@ -194,6 +219,40 @@ class Dataset:
             friends = _edges_inside(friends, users.index)
         return cls(replace(interactions, table=table), catalog, users, friends, report, quarantine or Quarantine())
 
+    @classmethod
+    def empty(cls, catalog: Catalog, report: LoadReport, quarantine: Quarantine) -> Dataset:
+        """Returns the data set of a node that has no users: a catalog, and what was set aside."""
+        nobody = pd.Categorical([], categories=pd.Index([], dtype="str"))
+        table = pd.DataFrame({"user_id": nobody, "item_id": nobody, "timestamp": np.zeros(0)})
+        users = pd.DataFrame(index=pd.Index([], dtype="str", name="user_id"))
+        return cls.of(Interactions(table), catalog, users, None, report, quarantine)
+
+    def followed_by(self, raw: pd.DataFrame, lines: NDArray[np.int64] | None = None) -> Dataset:
+        """Returns the data set with more interactions at its end, which are validated as those of a file are.
+
+        Args:
+            raw: see `Interactions.validate`; a rating is optional in every row. Columns that only one of the two has
+                are left out.
+            lines: (num_rows,) line of each row in its source.
+        """
+        if not len(raw):
+            return self
+        if "rating" in raw and bool(raw["rating"].isna().any()):
+            raw = raw.drop(columns="rating")
+        if self.interactions.has_labels:
+            raw = raw.assign(label=1)
+        valid, quarantine = Interactions.validate(raw, lines, self.catalog.item_ids)
+        aside = self.quarantine.joined(quarantine)
+        read = replace(self.report, rows_read=self.report.rows_read + len(raw), quarantined=aside.counts)
+        if not len(valid):
+            return replace(self, report=read, quarantine=aside)
+        parts = [part.astype({"user_id": "str", "item_id": "str"}) for part in (self.interactions.table, valid.table)]
+        both = pd.concat([part for part in parts if len(part)], join="inner", ignore_index=True)
+        joined = Dataset.assemble(both, None, self.catalog, self.users, self.friends)
+        merged = read.duplicates_merged + valid.duplicates_merged + joined.report.duplicates_merged
+        report = replace(read, rows_kept=joined.report.rows_kept, duplicates_merged=merged)
+        return replace(joined, report=report, quarantine=aside)
+
     @property
     def num_users(self) -> int:
         """How many users the data set has."""
@@ -218,14 +277,15 @@ class Dataset:
         """Returns the data set without the users who have fewer than `minimum` rows; the catalog stays whole.
 
         Raises:
-            DataError: no user is left.
+            NoInteractions: no user is left.
         """
         counts = np.bincount(self.user_codes, minlength=self.num_users)
         keep = counts >= minimum
         if keep.all():
             return self
         if not keep.any():
-            raise DataError(f"no user has {minimum} interactions: the most is {int(counts.max())}")
+            text = f"no user has {minimum} interactions: the most is {int(counts.max(initial=0))}"
+            raise NoInteractions(text, self.report.with_nothing_left(self.num_users), self.quarantine)
         return self.restricted(keep, keep[self.user_codes], self.catalog)
 
     def restricted(self, users: NDArray[np.bool_], rows: NDArray[np.bool_], catalog: Catalog) -> Dataset:

@@ -14,7 +14,20 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedrec_app.client_part import ClientPart
-from fedrec_app.records import ARRAYS, CONFIG, CONTROL, COUNT, DELTA, METRICS, ROWS, Arrays, Ask, Said, to_record
+from fedrec_app.records import (
+    ARRAYS,
+    CONFIG,
+    CONTROL,
+    COUNT,
+    DELTA,
+    METRICS,
+    ROWS,
+    SCHEMA,
+    Arrays,
+    Ask,
+    Said,
+    to_record,
+)
 from fedrec_app.seeding import rng
 from strategies.update import Update
 
@@ -247,6 +260,7 @@ class Nodes(Grid):
                 Said.COHORT_SIZE: 1_000_000,
                 Said.CATALOG: "",
                 Said.MODEL: "",
+                Said.SCHEMA: SCHEMA,
             }
             return [Message(RecordDict({CONFIG: ConfigRecord(said)}), reply_to=message)]
         if self._scalars:

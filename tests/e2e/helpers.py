@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import psutil
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import Scalar, to_toml
+from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.records import Arrays
 from tests.conftest import REPO
 
@@ -91,11 +92,34 @@ class Sandbox:
             env=self.environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def call(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Returns a command that has ended, whatever its exit code."""
         return subprocess.run(
-            command, env=self.environment, cwd=REPO, capture_output=True, text=True, timeout=240, check=False
+            command, env=self.environment, cwd=REPO, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+    def start_there(
+        self, loopback: Loopback, settings: Mapping[str, Scalar], *more: str, cwd: Path = REPO
+    ) -> subprocess.Popen[str]:
+        """Starts `fedrec run CONNECTION`, as a user of that deployment; nothing is added to the settings."""
+        file = self.folder / "there.toml"
+        file.write_text(to_toml(settings))
+        return subprocess.Popen(
+            ["fedrec", "run", loopback.connection, "-c", str(file), *more],
+            env={**self.environment, "FLWR_HOME": loopback.environment["FLWR_HOME"]},
+            cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run_there(
+        self, loopback: Loopback, settings: Mapping[str, Scalar], *more: str, cwd: Path = REPO
+    ) -> subprocess.CompletedProcess[str]:
+        """Returns `fedrec run CONNECTION` after its end, whatever its exit code."""
+        process = self.start_there(loopback, settings, *more, cwd=cwd)
+        try:
+            stdout, stderr = process.communicate(timeout=240)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 @contextmanager
@@ -124,6 +148,16 @@ def sandbox(**variables: str) -> Iterator[Sandbox]:
                 continue
         psutil.wait_procs(left, timeout=10)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def deployed(place: Sandbox, nodes: Sequence[Mapping[str, Scalar]], insecure: bool = False) -> Iterator[Loopback]:
+    """Yields a deployment in the sandbox's folder; its processes work in `superlink-cwd` there."""
+    work = place.folder / "superlink-cwd"
+    work.mkdir()
+    variables = {key: place.environment[key] for key in (MARK, "PYTHONPATH", "TMPDIR")}
+    with chdir(work), Loopback(place.folder / "d", nodes, insecure, variables=variables) as loopback, chdir(REPO):
+        yield loopback
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -279,6 +279,6 @@ def test_a_run_that_is_stopped_takes_everything_along(number: signal.Signals, co
         assert finished.processes == []
         assert finished.files == []
         summary = finished.folder.read_summary()
-        assert summary["status"] == "failed"
+        assert summary["status"] == "stopped"
         assert "stopped" in summary["error"]
         assert "Traceback" not in finished.stderr

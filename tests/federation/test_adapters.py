@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedrec_app import base_transfer, client_app, node_data, pretrained
 from fedrec_app.base_transfer import BASE, WithBase
-from fedrec_app.client import ARRAYS_IN, Node, RecommenderClient
+from fedrec_app.client import ARRAYS_IN, RecommenderClient
 from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.evaluation.metrics import finalise
 from fedrec_app.finished import FinishedRun
@@ -25,6 +25,7 @@ from fedrec_app.fusion import fuse
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.models.adapted import Adapted
 from fedrec_app.models.registry import resolved
+from fedrec_app.node_settings import NodeSettings
 from fedrec_app.recommend import recommend
 from fedrec_app.records import ARRAYS, CONFIG, DELTA, Arrays, Ask, from_record, to_record
 from fedrec_app.server_app import RunResult
@@ -109,7 +110,7 @@ def test_the_number_of_nodes_changes_nothing(tmp_path: Path, model: str) -> None
 
 def judged_as_plain(run: FinishedRun) -> float:
     """Returns the test metric of what a run has written, by a node with all users and without adapters."""
-    node = RecommenderClient(run.config, Node(0, 1, run.folder.path))
+    node = RecommenderClient(run.config, NodeSettings(0, 1, run.folder.path))
     names = node.model.shared_names()
     ask = {ARRAYS_IN: json.dumps(names), Ask.PART: "test"}
     return float(finalise(node.judge([run.shared[name] for name in names], ask))["ndcg@10"])
@@ -243,7 +244,7 @@ def test_a_base_that_is_not_the_one_named_is_refused_and_not_kept(tmp_path: Path
     flat = settings(tmp_path, "mf")
     flat["model.init-from"] = str(file_of_numbers(flat, tmp_path / "start.safetensors"))
     base = start_of(flat).base
-    node = RecommenderClient(resolved(flat), Node(0, 2, tmp_path / "nodes"))
+    node = RecommenderClient(resolved(flat), NodeSettings(0, 2, tmp_path / "nodes"))
     with pytest.raises(FedrecError, match=message):
         node.keep_base(hostile(base.arrays(), kind), {Ask.BASE_HASH: base.digest})
     assert not (tmp_path / "nodes" / "bases").exists()
@@ -275,7 +276,7 @@ def test_a_node_that_was_not_sent_the_base_answers_with_an_error_and_a_plain_nod
 
 def test_nodes_keep_the_bases_of_the_last_runs_and_those_in_use(tmp_path: Path) -> None:
     flat = settings(tmp_path, "mf")
-    node = RecommenderClient(resolved(flat), Node(0, 2, tmp_path / "nodes", durable=False))
+    node = RecommenderClient(resolved(flat), NodeSettings(0, 2, tmp_path / "nodes", durable=False))
     own, folder, digests = start_of(flat).base, tmp_path / "nodes" / "bases", []
 
     def keep(number: int, hours_ago: float) -> None:

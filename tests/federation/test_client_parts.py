@@ -18,11 +18,11 @@ from safetensors.numpy import load
 
 from fedrec_app import node_data, server_app
 from fedrec_app.client import ARRAYS_IN, RecommenderClient
-from fedrec_app.client import Node as Place
 from fedrec_app.client_part import ClientPart
 from fedrec_app.config import RunConfig
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.registry import model_class
+from fedrec_app.node_settings import NodeSettings as Place
 from fedrec_app.records import ARRAYS, CONFIG, METRICS, Arrays, Ask, Said, from_record
 from fedrec_app.seeding import stream_key
 from fedrec_app.simulate import simulate

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, Node, RecommenderClient
+from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, RecommenderClient
 from fedrec_app.errors import ConfigError, StateError
 from fedrec_app.models.registry import resolved
+from fedrec_app.node_settings import NodeSettings
 from fedrec_app.privacy.accounting import epsilon
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.node_accountant import NodeAccountant
@@ -76,7 +77,7 @@ def test_training_learns_where_there_is_next_to_no_noise(tmp_path: Path) -> None
 
 def client(folder: Path, **settings: Any) -> RecommenderClient:
     flat = {**PRIVATE, "model.name": "mf", **MODELS["mf"], **settings}
-    return RecommenderClient(resolved(flat), Node(0, 3, folder))
+    return RecommenderClient(resolved(flat), NodeSettings(0, 3, folder))
 
 
 def fit(node: RecommenderClient, server_round: int, **asked: Any) -> np.ndarray:

@@ -284,7 +284,7 @@ def test_a_node_sends_nothing_that_is_not_clipped_whoever_asks(
 ) -> None:
     flat = {"output-dir": str(tmp_path), **PRIVATE}
     context = Context(1, 1, {"partition-id": 0, "num-partitions": 1}, RecordDict(), flat)  # type: ignore[arg-type]
-    client = client_app.client_for(context)
+    client = client_app.client_for(Message(RecordDict(), 1, "train"), context)
     arrays = to_record(dict(zip(client.model.shared_names(), client.get_parameters({}), strict=True)))
     content = RecordDict({"arrays": arrays, "config": ConfigRecord(ask)})
     caplog.set_level(logging.CRITICAL, "flwr")

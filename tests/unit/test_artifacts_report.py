@@ -172,7 +172,7 @@ def test_a_model_file_that_is_missing_damaged_or_foreign_is_refused(folder: RunF
 
 def test_a_run_leaves_every_artifact(run: RunFolder) -> None:
     names = {"config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "report.md", "curves.png"}
-    assert {path.name for path in run.path.iterdir()} == {*names, "checkpoints"}
+    assert {path.name for path in run.path.iterdir()} == {*names, "checkpoints", "audit.jsonl", "audit.jsonl.lock"}
     assert [record["round"] for record in run.read_metrics()] == [1, 2, 3, 4]
     assert [record["validation"] is not None for record in run.read_metrics()] == [False, True, False, True]
     assert run.read_config()["train.learning-rate"] == 1.0

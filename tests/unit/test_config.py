@@ -91,7 +91,7 @@ def test_a_section_cannot_be_changed() -> None:
 
 def test_unknown_settings_are_all_named_with_the_nearest_match() -> None:
     text = refusal({"train.lerning-rate": 0.1, "data.nam": "csv"})
-    assert "unknown setting 'train.lerning-rate': one of checkpoint.every, " in text
+    assert "unknown setting 'train.lerning-rate': one of checkpoint.continue-from, " in text
     assert "(did you mean 'train.learning-rate'?)" in text
     assert "unknown setting 'data.nam'" in text
     assert "(did you mean 'data.name'?)" in text

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedrec_app.errors import FedrecError
 from fedrec_app.evaluation.sums import MetricSums
-from fedrec_app.records import ARRAYS, CONFIG, METRICS, to_record
+from fedrec_app.records import ARRAYS, CONFIG, METRICS, num_bytes, to_record
 from strategies.evaluation import FederatedEvaluation
 from strategies.fedavg import FedAvg
 from strategies.rollcall import Member, MembersOnly, Roster
@@ -50,13 +50,13 @@ def test_a_node_cannot_claim_users_that_it_does_not_have() -> None:
 def test_numbers_near_the_end_of_int64_do_not_end_the_run() -> None:
     found = aggregated(judged(10, 0.1, 5), judged(12, 1.0, 2**63 - 1, weight=float(2**63)))
     assert found["ndcg@10"] == pytest.approx(0.1)
-    assert found["dropped-evaluations"] == 1
+    assert found["dropped-evaluations"] == 2  # and the one that did not answer
 
 
 def test_an_evaluation_counts_once_and_only_for_its_round_and_from_who_was_asked() -> None:
     found = aggregated(judged(10, 0.1, 5), judged(10, 0.9, 5), judged(11, 0.9, 5, server_round=2), judged(99, 0.9, 5))
     assert found["ndcg@10"] == pytest.approx(0.1)
-    assert found["dropped-evaluations"] == 3
+    assert found["dropped-evaluations"] == 4  # and the one that did not answer
 
 
 @pytest.mark.parametrize("counts", [[2**63 - 1, 0, 0], [5, 5, 1], [10, 10, 0]])
@@ -115,7 +115,13 @@ def test_a_node_that_never_answers_the_roll_call_is_not_waited_for_in_every_roun
     nodes = Nodes(2)
     nodes.silent.add(1)
     found = Roster("catalog", "model", timeout=0.1)
-    for _ in range(5):
+    for _ in range(40):
         found.refresh(nodes)
-    assert len([asked for kind, asked in nodes.asked if kind == "query"]) == 2
+    assert len([asked for kind, asked in nodes.asked if kind == "query"]) == 6  # at looks 1, 2, 4, 8, 16, 32
     assert "did not answer" in next(iter(found.refused.values()))
+
+
+def test_empty_texts_and_lists_in_a_reply_are_counted_and_not_raised_over() -> None:
+    config = ConfigRecord({"text": "", "texts": [], "word": "four", "yes": True, "numbers": [1, 2]})
+    content = RecordDict({"config": config, "metrics": MetricRecord({"loss": 0.5, "losses": []})})
+    assert num_bytes(content) == (4 + 0) + (5 + 0) + (4 + 4) + (3 + 1) + (7 + 16) + (4 + 8) + (6 + 0)

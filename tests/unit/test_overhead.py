@@ -19,7 +19,7 @@ from numba.core.dispatcher import Dispatcher
 from torch import Tensor, nn
 
 from fedrec_app import node_data
-from fedrec_app.client import ARRAYS_IN, Node, RecommenderClient
+from fedrec_app.client import ARRAYS_IN, RecommenderClient
 from fedrec_app.config import RunConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
@@ -28,6 +28,7 @@ from fedrec_app.evaluation.candidates import Candidates
 from fedrec_app.models.base import Recommender
 from fedrec_app.models.registry import model_class, resolved
 from fedrec_app.node_data import Kept, num_bytes
+from fedrec_app.node_settings import NodeSettings
 from fedrec_app.private_state import PrivateState
 from fedrec_app.records import Arrays, Ask
 from fedrec_app.simulate import simulate
@@ -122,7 +123,7 @@ class Messages:
     """A node and what two messages bring to it."""
 
     config: RunConfig
-    node: Node
+    node: NodeSettings
     parameters: list[list[np.ndarray]]
     ask: dict[str, Any]
 
@@ -136,7 +137,7 @@ class Messages:
 @pytest.fixture(params=MODELS)
 def messages(request: pytest.FixtureRequest, tmp_path: Path) -> Messages:
     config = resolved(settings(120, **MODELS[request.param]))
-    node = Node(1, 3, tmp_path, durable=False)
+    node = NodeSettings(1, 3, tmp_path, durable=False)
     first = [array.copy() for array in RecommenderClient(config, node).get_parameters({})]
     names = RecommenderClient(config, node).model.shared_names()
     ask = {Ask.ROUND: 1, Ask.UPDATE: "delta", ARRAYS_IN: str(names).replace("'", '"')}

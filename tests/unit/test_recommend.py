@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from fedrec_app import node_data
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.client import Node, RecommenderClient
+from fedrec_app.client import RecommenderClient
 from fedrec_app.config import RunConfig
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import FedrecError
+from fedrec_app.node_settings import NodeSettings
 from fedrec_app.recommend import recommend, recommend_by
 from fedrec_app.records import Ask
 from tests.small import run_folder
@@ -115,7 +116,7 @@ def evaluated_scores(folder: RunFolder) -> dict[str, NDArray[np.float64]]:
     arrays, made, _ = folder.read_model()
     scores = {}
     for partition in range(3):
-        client = RecommenderClient(config, Node(partition, 3, folder.path.parent.parent / "nodes"))
+        client = RecommenderClient(config, NodeSettings(partition, 3, folder.path.parent.parent / "nodes"))
         client.evaluate(
             [arrays[name] for name in client.model.shared_names()],
             {

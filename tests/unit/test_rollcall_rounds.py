@@ -75,7 +75,8 @@ class Nodes(LocalGrid):
             partition = partition_of(context)
             said = {
                 "partition-id": partition, "num-partitions": num_nodes, "num-users": 1, "num-examples": 10,
-                "catalog-hash": "catalog", "model-hash": "model", "num-quarantined": 0, "cohort-size": 1000,
+                "catalog-hash": "catalog", "model-hash": "model", "schema": 1,
+                "num-quarantined": 0, "cohort-size": 1000,
             }  # fmt: skip
             counts = {"stat/item-counts": np.array([partition, 1, 9 - partition], dtype=np.int64)}
             reply = Reply("query", partition, 0, said, counts)
@@ -236,6 +237,57 @@ def test_a_node_that_did_not_answer_is_called_again() -> None:
     grid.silent = set()
     found.refresh(grid)
     assert partitions(found) == [0, 1]
+
+
+def test_a_refused_node_that_was_mended_takes_part_without_a_restart() -> None:
+    wrong = {"hash": "another"}
+    grid = Nodes(2, lambda reply: reply.said.update({"catalog-hash": wrong["hash"]}) if reply.partition == 1 else None)
+    found = roster(statistics=["item-counts"])
+    found.wait(grid, 1)
+    assert partitions(found) == [0]
+    counts = found.sums["item-counts"].copy()
+    wrong["hash"] = "catalog"
+    found.refresh(grid)
+    assert partitions(found) == [0]  # not at every look: that would cost each round an exchange
+    found.refresh(grid)
+    assert partitions(found) == [0, 1]
+    assert found.refused == {}
+    np.testing.assert_array_equal(found.sums["item-counts"], counts)
+    asked = [message.content.config_records[CONFIG]["statistics"] for message in grid.sent]
+    assert asked == ["item-counts", "item-counts", ""]  # who joins later keeps his counts
+
+
+def test_nodes_that_left_are_waited_for_where_the_others_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.rollcall._PAUSE", 0.01)
+
+    class Restarted(Nodes):
+        looks = 0
+
+        def get_node_ids(self) -> Iterable[int]:
+            self.looks += 1
+            self.away = {1} if self.looks in (2, 3, 4) else set()
+            return super().get_node_ids()
+
+    grid, found = Restarted(2), roster()
+    found.wait(grid, 2)
+    found.gather(grid, 1)
+    assert (grid.looks, partitions(found)) == (2, [0])  # one is enough
+    found.gather(grid, 2)
+    assert (grid.looks, partitions(found)) == (3, [0])  # nobody has left since
+    grid.looks = 0
+    found.gather(grid, 2)
+    found.gather(grid, 2)
+    assert (grid.looks, partitions(found)) == (5, [0, 1])
+
+
+def test_nodes_that_do_not_come_back_are_waited_for_no_longer_than_the_timeout() -> None:
+    grid, found = Nodes(2), roster(timeout=0.3)
+    found.wait(grid, 2)
+    grid.away = {1}
+    began = time.monotonic()
+    found.gather(grid, 2)
+    assert 0.3 <= time.monotonic() - began < 2
+    assert partitions(found) == [0]
 
 
 def test_the_roll_call_waits_until_every_announced_partition_is_there() -> None:

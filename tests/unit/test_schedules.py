@@ -16,10 +16,11 @@ from flwr.app import Message
 from torch.optim import lr_scheduler
 
 from fedrec_app import cli
-from fedrec_app.client import Node, RecommenderClient
+from fedrec_app.client import RecommenderClient
 from fedrec_app.config import RunConfig, TrainConfig
 from fedrec_app.errors import ConfigError
 from fedrec_app.models.registry import model_class
+from fedrec_app.node_settings import NodeSettings
 from fedrec_app.recommend import recommend
 from fedrec_app.records import ARRAYS, METRICS, Arrays, Ask, from_record
 from fedrec_app.schedules import Schedule
@@ -216,7 +217,7 @@ def test_private_rows_follow_the_schedule_too(tmp_path: Path) -> None:
     for text in ("constant", '{"name": "constant", "warmup_rounds": 3}'):
         flat = {**TINY_STEPS, "output-dir": str(tmp_path), "num-server-rounds": 1, "train.schedule": text}
         config = RunConfig.from_flat(flat).resolve(model_class("mf").recipe)
-        client = RecommenderClient(config, Node(0, 1, tmp_path / f"{len(rows)}"))
+        client = RecommenderClient(config, NodeSettings(0, 1, tmp_path / f"{len(rows)}"))
         before = client._rows({}, 0)["user_embedding"].copy()
         client.fit(client.get_parameters({}), {Ask.ROUND: 1})
         rows[text] = client._rows({}, 1)["user_embedding"] - before
@@ -244,7 +245,7 @@ def test_the_rates_of_fold_in_do_not_follow_the_schedule(tmp_path: Path) -> None
             **TINY_STEPS, "train.private-learning-rate": 9.0, "evaluate.fold-in-epochs": 5, **changed,
         }  # fmt: skip
         config = RunConfig.from_flat(flat).resolve(model_class("mf").recipe)
-        client = RecommenderClient(config, Node(0, 1, tmp_path))
+        client = RecommenderClient(config, NodeSettings(0, 1, tmp_path))
         found.append(client.judge(client.get_parameters({}), {Ask.ROUND: 1, Ask.PART: "validation"}).sums)
     whole, scheduled, slower = found
     np.testing.assert_array_equal(scheduled, whole)

@@ -11,7 +11,10 @@ from fedrec_app.data.sources.base import DataSource, SourceOptions, parse_option
 from fedrec_app.errors import ConfigError
 from fedrec_app.plugins import Registry, plug_in_code
 
-__all__ = ["BUILT_IN", "DATASETS", "GROUP", "DataSource", "SourceOptions", "load", "load_catalog", "names", "resolve"]
+__all__ = [
+    "BUILT_IN", "DATASETS", "GROUP", "DataSource", "SourceOptions", "load", "load_catalog", "load_whole", "names",
+    "resolve",
+]  # fmt: skip
 
 GROUP = "fedrec.datasets"
 BUILT_IN = {
@@ -75,8 +78,13 @@ def load(
         DataError: the data is missing or unusable, or cleaning leaves nothing.
     """
     rules = Rules(max_interactions, session_gap, k_core, min_interactions)
+    return clean(load_whole(name, path, columns, options, seed), rules)
+
+
+def load_whole(name: str, path: str = "", columns: str = "", options: str = "{}", seed: int = 0) -> Dataset:
+    """Returns a data set that nobody has cleaned; arguments and errors as for `load`."""
     source, parsed = _checked(name, path, columns, options)
-    return clean(source.load(path, columns, parsed, seed), rules)
+    return source.load(path, columns, parsed, seed)
 
 
 def load_catalog(name: str, path: str = "", columns: str = "", options: str = "{}", seed: int = 0) -> Catalog:

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field
 
 from fedrec_app.data.catalog import Catalog
-from fedrec_app.data.schema import Dataset
+from fedrec_app.data.schema import Dataset, NoInteractions
 from fedrec_app.data.sources.base import DataSource, SourceOptions
 from fedrec_app.data.sources.files import RawTable, find, header_of, read_text
 from fedrec_app.data.validation import CONTEXT, STANDARD, Quarantine
@@ -18,6 +18,7 @@ from fedrec_app.errors import ConfigError, DataError, did_you_mean, nearest, unk
 
 _PARQUET = (".parquet", ".pq")
 _IDS = ("user_id", "item_id")
+_IN_FOLDER = ("interactions.parquet", "interactions.csv")
 
 
 class CsvOptions(SourceOptions):
@@ -43,9 +44,9 @@ class CsvFile(DataSource[CsvOptions]):
     takes_columns: ClassVar[bool] = True
 
     def load(self, path: str, columns: str, options: CsvOptions, seed: int) -> Dataset:
-        """Returns the file's interactions; `path` is the file, or a folder with interactions.csv. See
-        `DataSource.load`."""
-        file = find(path, self.name, "interactions.csv")
+        """Returns the file's interactions; `path` is the file, or a folder with interactions.parquet or
+        interactions.csv. See `DataSource.load`."""
+        file = find(path, self.name, *_IN_FOLDER)
         raw = _read(file, options.separator, parse_columns(columns))
         users = friends = None
         if options.users:
@@ -99,7 +100,7 @@ def _read(file: Path, separator: str, mapping: dict[str, str]) -> RawTable:
     else:
         rows, lines, malformed = table, np.arange(1, len(table) + 1, dtype=np.int64), Quarantine()
     if not len(rows) and not len(malformed):
-        raise DataError(f"{file} has a header but no rows")
+        raise NoInteractions(f"{file} has a header but no rows")
     return RawTable(pd.DataFrame({name: rows[column] for name, column in used.items()}), lines, malformed)
 
 

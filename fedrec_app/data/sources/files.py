@@ -32,28 +32,28 @@ class RawTable:
     malformed: Quarantine
 
 
-def find(path: str, dataset: str, file_name: str) -> Path:
+def find(path: str, dataset: str, *file_names: str) -> Path:
     """Returns the file of a data set.
 
     Args:
         path: the file, or the folder that holds it.
         dataset: the data set's name, for errors.
-        file_name: what the file is called in a folder.
+        file_names: what the file is called in a folder; the first that is there is taken.
 
     Raises:
         DataError: no path, nothing there, no such file in the folder, or an empty file.
     """
+    called = " or ".join(file_names)
     if not path:
-        raise DataError(f"dataset {dataset!r} needs a path: the folder with {file_name}, or that file")
+        raise DataError(f"dataset {dataset!r} needs a path: the folder with {called}, or that file")
     place = Path(path).expanduser()
     if not place.exists():
         raise DataError(f"dataset {dataset!r}: there is nothing at {place}")
-    file = place / file_name if place.is_dir() else place
-    if not file.is_file():
+    candidates = [place / name for name in file_names] if place.is_dir() else [place]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
         inside = sorted(entry.name for entry in place.iterdir())[:8]
-        raise DataError(
-            f"dataset {dataset!r}: no file {file_name} in {place} (it has {', '.join(inside) or 'nothing'})"
-        )
+        raise DataError(f"dataset {dataset!r}: no file {called} in {place} (it has {', '.join(inside) or 'nothing'})")
     if file.stat().st_size == 0:
         raise DataError(f"dataset {dataset!r}: {file} is empty")
     return file

@@ -1,0 +1,1 @@
+"""A SuperLink and its SuperNodes: certificates, keys, processes, supervision, and all of it on one machine."""

@@ -1,0 +1,1 @@
+"""Models of finished runs for other machines: bundles, 8-bit bundles, and ONNX, each compared with the run's own."""
