@@ -91,7 +91,7 @@ def units(
 ) -> None:
     """Write a systemd unit for a SuperLink or a SuperNode, which restarts it with back-off."""
     from fedrec_app.deployment.certificates import Certificates
-    from fedrec_app.deployment.commands import SuperLinkSettings, SuperNodeSettings
+    from fedrec_app.deployment.commands import SuperLinkSettings, SuperNodeSettings, host_and_port
     from fedrec_app.deployment.supervisor import Backoff
     from fedrec_app.deployment.units import write_unit
 
@@ -100,12 +100,12 @@ def units(
             "one of --listen ADDRESS:PORT (a SuperLink) and --superlink HOST:PORT (a SuperNode) is needed"
         )
     if listen:
-        host, port = _address(listen)
+        host, port = host_and_port(listen)
         database = Path("/var/lib/fedrec/superlink.db")
         command = SuperLinkSettings(database, Certificates(folder), True, host, port).command()
         path, backoff, what = out / "fedrec-superlink.service", Backoff(first=1.0, cap=15.0), "fedrec SuperLink"
     else:
-        _address(superlink)
+        host_and_port(superlink)
         command = SuperNodeSettings(superlink, folder / "node.toml", folder / "ca.crt", folder / "key").command()
         path, backoff, what = out / "fedrec-supernode.service", Backoff(), "fedrec SuperNode"
     write_unit(path, what, command, user, backoff)
@@ -121,17 +121,28 @@ def supervise(
     ] = None,
     first: Annotated[float, typer.Option(min=0.1, help="Seconds before the first restart.")] = 2.0,
     cap: Annotated[float, typer.Option(min=0.1, help="Most seconds before a restart.")] = 30.0,
+    out_of_touch: Annotated[
+        float,
+        typer.Option(
+            "--out-of-touch",
+            min=0,
+            help="Seconds without a connection to its SuperLink after which a flower-supernode "
+            "is started again, while the SuperLink listens; 0: never.",
+        ),
+    ] = 90.0,
 ) -> None:
     """Keep a command running where there is no systemd: fedrec deploy supervise -- flower-supernode ..."""
     from fedrec_app.deployment.part import Part
     from fedrec_app.deployment.supervisor import Backoff, Supervisor
+    from fedrec_app.deployment.touch import Touch, superlink_of
     from fedrec_app.flower_process import ends_through_finally, executable, flower_environment, undisturbed
 
     if not context.args:
         raise ConfigError("no command to keep running: fedrec deploy supervise -- flower-supernode ...")
     command = [executable(context.args[0]), *context.args[1:]]
     part = Part(Path(command[0]).name, command, flower_environment(), log, own_home=False)
-    keeper = Supervisor(part, Backoff(first=first, cap=cap), most_restarts, say=_stamped)
+    lost = Touch(part, out_of_touch).lost if out_of_touch and superlink_of(command) else lambda: ""
+    keeper = Supervisor(part, Backoff(first=first, cap=cap), most_restarts, say=_stamped, out_of_touch=lost)
     with ends_through_finally():
         try:
             keeper.start()
@@ -180,7 +191,7 @@ def add_loopback(
         with ends_through_finally(), _place(folder) as where:
             dealt = DealtData.read(data) if data else None
             if dealt is not None:
-                flat = {**dealt.settings, **flat}
+                flat = dealt.told(flat)
             config = preflight(flat)
             if dealt is None:
                 say(f"dealing the users of {config.data.name} to {nodes or _NODES} nodes")
@@ -245,13 +256,6 @@ def _wait(place: Loopback) -> None:
             time.sleep(1)
     except KeyboardInterrupt:
         say("stopping it")
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{text!r} is no HOST:PORT")
-    return host, int(port)
 
 
 def _stamped(line: str) -> None:

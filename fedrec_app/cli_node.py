@@ -14,9 +14,9 @@ from rich.table import Table
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.console import say
 from fedrec_app.errors import ConfigError, DataError
+from fedrec_app.export import FORMATS
 
 stdout = Console()
-FORMATS = ("safetensors", "int8", "onnx")
 
 StateDir = Annotated[Path, typer.Option("--state-dir", help="Where the node keeps state, as in its --node-config.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
@@ -40,7 +40,8 @@ def feedback(
     columns: Annotated[str, typer.Option("--columns", help="Mapping 'user_id=user,item_id=film' for --file.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Add what users of this node did; the next run trains on it. Nothing is sent anywhere."""
+    """Add what users of this node did; the next run trains on it, if the node owns its data (data-path in its
+    --node-config). Nothing is sent anywhere."""
     import pandas as pd
 
     from fedrec_app.data.feedback import Feedback
@@ -68,7 +69,10 @@ def feedback(
     if as_json:
         print(json.dumps({"added": len(events), "events": total, "set_aside": kept.torn}))
     else:
-        say(f"events added: {len(events):,}; there are {total:,} now, and the next run takes them")
+        say(
+            f"events added: {len(events):,}; there are {total:,} now, and the next run takes them if this node owns "
+            "its data (data-path in its --node-config)"
+        )
 
 
 def recommend_here(

@@ -143,7 +143,7 @@ def _rows(found: Status) -> list[tuple[str, str]]:
     if found.metric:
         name, value, at = found.metric
         rows.append((f"best {name}", f"{value:.4f} in round {at} (validation)"))
-    rows.append(("nodes", found.members or "none yet"))
+    rows.append(("nodes", f"partitions {found.members}" if found.members else "none yet"))
     rows += [("refused", f"{count}: {why}") for why, count in found.refused.items()]
     rows += [("dropped replies", f"{count}: {why}") for why, count in found.drops.items()]
     if found.epsilon is not None:

@@ -153,7 +153,9 @@ class RecommenderClient(NumPyClient):
         quarantine = node_data.prepared(self.config.data).dataset.quarantine
         if len(quarantine):
             self.node.state_dir.mkdir(parents=True, exist_ok=True)
-            quarantine.write(self.node.state_dir / f"quarantine-{self.node.partition_id}.csv")
+            path = self.node.state_dir / f"quarantine-{self.node.partition_id}.csv"
+            path.touch(mode=0o600)  # it quotes rows
+            quarantine.write(path)
         return len(quarantine)
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[NDArray]:

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.supercore import log
 
-from fedrec_app import node_data
+from fedrec_app import own_data
 from fedrec_app.base_transfer import BASE
 from fedrec_app.client import ARRAYS_IN, ARRAYS_OUT, RecommenderClient
 from fedrec_app.config import RunConfig, Scalar
@@ -121,7 +121,7 @@ def client_for(message: Message, context: Context) -> RecommenderClient:
     node = NodeSettings.of(context.node_config, simulated)
     asked = message.content.get(CONFIG, ConfigRecord())
     if node.data:
-        config = node.of_run(config, node_data.feedback_events(node.state_dir, str(asked.get(Ask.LINEAGE, ""))))
+        config = node.of_run(config, own_data.events_of_run(node, str(asked.get(Ask.LINEAGE, ""))))
     client = RecommenderClient(config, node)
     client.require_catalog(str(asked.get(Ask.CATALOG, "")))
     return client

@@ -19,6 +19,7 @@ from fedrec_app.errors import ConfigError, StateError
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import make_model
 from fedrec_app.pretrained import Start
+from fedrec_app.privacy.accounting import rdp_epsilon
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.ledger import Ledger
 from fedrec_app.private_run import LEDGER
@@ -115,6 +116,12 @@ def _spent(folder: RunFolder, privacy: Mapping[str, Any] | None, config: RunConf
             "their costs do not add up"
         )
     with Ledger.open(folder.path / LEDGER) as ledger:
+        found, said = rdp_epsilon(ledger.events, float(privacy["delta"])), float(privacy["epsilon_rdp"])
+        if found < said * (1 - 1e-9):
+            raise StateError(
+                f"{SETTING}: the ledger of {folder.path} adds up to an epsilon of {found:.4g} and its summary says "
+                f"{said:.4g}: charges are missing from its end"
+            )
         kinds = Counter[tuple[float, float]]()
         for event in ledger.events:
             kinds[event.noise_multiplier, event.sampling_rate] += event.count

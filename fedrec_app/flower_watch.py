@@ -14,7 +14,7 @@ from fedrec_app.artifacts import CONFIG, SUMMARY, RunFolder
 
 OnLog = Callable[[str], None]
 OnRound = Callable[[dict[str, Any]], None]
-_ROUND = re.compile(r"\bround (\d+)/\d+(?: \| (\S+) (-?[\d.]+) \(best)?")
+_ROUND = re.compile(r"INFO\b(?:\s|\x1b\[\d+m|:)*round (\d+)/\d+(?: \| (\S+) (-?[\d.]+) \(best)?")
 _FOLDER = "run folder: "
 
 
@@ -56,9 +56,10 @@ class RunWatch:
         for line in process.stdout or ():
             self.on_log(line.rstrip("\n"))
             self.last_lines.append(line.rstrip("\n"))
-            if "Successfully started run" in line:
+            # The first one counts: both lines come before any node is heard, and later lines quote what nodes say.
+            if not self.run_id and "Successfully started run" in line:
                 self.run_id = line.split("Successfully started run", 1)[1].split()[0]
-            if _FOLDER in line:
+            if not self.said_folder and _FOLDER in line:
                 self.said_folder = line.split(_FOLDER, 1)[1].strip()
             self.look()
             if self.folder is None:

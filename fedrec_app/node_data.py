@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property, update_wrapper
 from logging import WARNING
-from pathlib import Path
 from threading import RLock
 from typing import Any, Generic, TypeVar
 
@@ -20,23 +19,22 @@ import numpy as np
 import torch
 from flwr.supercore import log
 
+from fedrec_app import own_data
 from fedrec_app.config import DataConfig, RunConfig
 from fedrec_app.data import sources
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cleaning import Rules, clean
 from fedrec_app.data.cohort import Cohort
-from fedrec_app.data.feedback import Feedback
 from fedrec_app.data.partition import Prepared
-from fedrec_app.data.schema import Dataset, NoInteractions
-from fedrec_app.errors import ConfigError, StateError
+from fedrec_app.data.schema import Dataset
+from fedrec_app.errors import ConfigError
 from fedrec_app.evaluation.candidates import Candidates
-from fedrec_app.files import write_atomically
 from fedrec_app.models.adapted import Adapted, Base
 from fedrec_app.models.base import Recommender, bind, initial_private, initialise, with_parameters
 from fedrec_app.models.closed_form import ClosedForm
 from fedrec_app.models.registry import make_model
 from fedrec_app.node_settings import OwnData
-from fedrec_app.records import Arrays, checked_lineage
+from fedrec_app.records import Arrays
 
 MAX_BYTES = 1 << 28
 """Of the results of one function that are kept."""
@@ -110,51 +108,13 @@ def prepared(config: DataConfig) -> Prepared:
         FedrecError: no such data set, or the data does not hold what is needed.
     """
     rules = Rules(config.max_interactions, config.session_gap, config.k_core, config.min_interactions)
-    dataset = _own(config, rules) if isinstance(config, OwnData) else clean(_whole(config), rules)
+    if isinstance(config, OwnData):
+        dataset = own_data.load(config, rules)
+    else:
+        where = (config.name, config.path, config.columns, config.options, config.seed)
+        dataset = clean(sources.load_whole(*where), rules)
     _require_columns(dataset, config)
     return Prepared.of(dataset, config.protocol, config.seed)
-
-
-def _whole(config: DataConfig) -> Dataset:
-    return sources.load_whole(config.name, config.path, config.columns, config.options, config.seed)
-
-
-def _own(config: OwnData, rules: Rules) -> Dataset:
-    """Returns the data of one node with its feedback: without users, where nothing is left of it."""
-    try:
-        dataset = _whole(config)
-    except NoInteractions as error:
-        dataset = Dataset.empty(catalog(config), error.report, error.quarantine)
-    try:
-        if config.feedback_events:
-            events = Feedback(Path(config.state_dir)).rows(config.feedback_events)
-            dataset = dataset.followed_by(events.drop(columns="line"), events["line"].to_numpy())
-        return clean(dataset, rules) if dataset.num_users else dataset
-    except NoInteractions as error:
-        return Dataset.empty(dataset.catalog, error.report, error.quarantine)
-
-
-def feedback_events(state_dir: Path, lineage: str) -> int:
-    """Returns how many feedback events of a node belong to the data of a run: those that were there when the run first
-    asked. What comes later waits for the next run, or users and held-out items would change under its rounds.
-
-    Args:
-        state_dir: of the node.
-        lineage: of the run, "" where nobody named one: then all that are there now.
-
-    Raises:
-        StateError: what was noted for this lineage is damaged.
-    """
-    now = Feedback(state_dir).count()
-    if not lineage:
-        return now
-    path = state_dir / checked_lineage(lineage) / "feedback-events"
-    if not path.is_file():
-        write_atomically(path, f"{now}\n".encode())
-    noted = path.read_text(encoding="utf-8").strip()
-    if not noted.isdecimal() or int(noted) > now:
-        raise StateError(f"{path} holds {noted[:20]!r}: a number up to {now}, the events that are there, is expected")
-    return int(noted)
 
 
 def _require_columns(dataset: Dataset, config: DataConfig) -> None:

@@ -84,10 +84,14 @@ class NodeSettings:
             raise ConfigError(f"node setting data-{next(iter(data))} needs data-path: this node's own file or folder")
         if data and not own:
             raise ConfigError("a node with data-path needs a state-dir: private state must not be mixed with others'")
+        if data and Path(own).expanduser().absolute() == Path(data["path"]).expanduser().absolute():
+            raise ConfigError(f"state-dir and data-path are both {own}: what the node writes must not be its data")
         catalog = str(node_config.get("catalog-path", ""))
         if catalog and not data:
             raise ConfigError("node setting catalog-path goes with data-path: without it the run's data has a catalog")
         folder = Path(own).expanduser() if own else simulated
+        if own:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # its folders tell which users are there
         partition, total = _numbers(node_config, folder if data else None)
         return cls(partition, total, folder, bool(own), data, str(Path(catalog).expanduser()) if catalog else "")
 
@@ -123,19 +127,24 @@ def _numbers(node_config: Mapping[str, Scalar], state_dir: Path | None) -> tuple
     """
     given: dict[str, int] = {}
     for key in ("partition-id", "num-partitions"):
-        try:
-            given[key] = int(node_config[key])
-        except KeyError:
-            if state_dir is None:
-                raise ConfigError(f"this node has no {key}: {_START}") from None
-        except ValueError:
-            raise ConfigError(f"{key} is {node_config[key]!r}: a whole number is expected") from None
+        if key not in node_config and state_dir is None:
+            raise ConfigError(f"this node has no {key}: {_START}")
+        if key in node_config:
+            given[key] = _whole_number(key, node_config[key])
     partition = given["partition-id"] if "partition-id" in given or state_dir is None else _drawn_once(state_dir)
     total = given.get("num-partitions", 0)
     most = total or MOST_PARTITIONS
     if not 0 <= partition < most:
         raise ConfigError(f"partition-id is {partition}: 0 to {most - 1} is allowed")
     return partition, total if "partition-id" in given else 0
+
+
+def _whole_number(key: str, value: Scalar) -> int:
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{key} is {value!r}: a whole number is expected")
+    return value
 
 
 def _drawn_once(state_dir: Path) -> int:

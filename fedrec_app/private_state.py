@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedrec_app.checksum import NO_SUM, require_sum, said_by, summed
 from fedrec_app.errors import StateError
 from fedrec_app.files import write_atomically
 from fedrec_app.records import Arrays, checked_lineage
@@ -82,7 +83,7 @@ def inherited(state_dir: Path, parent: Parent, keys: NDArray[np.uint64], initial
         if name in saved and saved[name].shape[1:] != rows.shape[1:]:
             raise StateError(f"the private state of {parent} is of another model: its {name!r} is not like this one's")
     found = _aligned(dict(saved), keys, initial)
-    return {name: found.get(name, start) for name, start in initial.items()}
+    return {name: found[name].copy() if name in found else start for name, start in initial.items()}
 
 
 @lru_cache(maxsize=2)
@@ -199,7 +200,8 @@ class PrivateState:
             rows: private rows and optimiser states by name.
             keep: rounds whose versions must stay, besides the last and the one before.
         """
-        content = save({**{n: np.ascontiguousarray(a) for n, a in rows.items()}, _KEYS: np.ascontiguousarray(keys)})
+        arrays = {**{n: np.ascontiguousarray(a) for n, a in rows.items()}, _KEYS: np.ascontiguousarray(keys)}
+        content = summed(save(arrays, metadata={"sha256": NO_SUM}))
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             for abandoned in self.folder.glob(".*.safetensors.*"):
@@ -223,7 +225,10 @@ class PrivateState:
 
 
 def _read(path: Path) -> Arrays:
-    saved = load(path.read_bytes())
+    content = path.read_bytes()
+    saved = load(content)
+    if said := said_by(content).get("sha256"):  # files of earlier versions have none
+        require_sum(content, said)
     if _KEYS not in saved or any(len(array) != len(saved[_KEYS]) for array in saved.values()):
         raise ValueError("it does not hold one row a user")
     return saved

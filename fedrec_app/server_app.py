@@ -37,7 +37,7 @@ from fedrec_app.recorder import OnRound as OnRound
 from fedrec_app.recorder import Recorder
 from fedrec_app.records import Ask, from_record, to_record
 from fedrec_app.report import write_report
-from fedrec_app.resumed import NothingLeft, Resumed, load_state
+from fedrec_app.resumed import Resumed, load_state
 from fedrec_app.run_strategy import strategy_of
 from fedrec_app.summary import cleaning_of, summarise
 from strategies.base import RecStrategy
@@ -88,7 +88,9 @@ def run_server(
     audit = AuditLog.begin(folder.path, config, resumed and resumed.checkpoint)
     json_log.bind(run=folder.path.name, run_id=run_id, round=None)
     folder.write_config(config, run_id)
-    (folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that failed and is resumed
+    over = resumed.over if resumed else None
+    if over is None:
+        (folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that failed and is resumed
     log(INFO, "run folder: %s", folder.path)
     log(INFO, "settings that differ from the defaults: %s", asked.changed() or "none")
     run: _Run | None = None
@@ -108,11 +110,11 @@ def run_server(
             grid = WithBase(grid, model.base)
         run = _Run(config, model, start, catalog, grid, folder, audit, tracker, resumed, continued)
         summary = ending = run.execute(watchers, reads_test)
-    except NothingLeft as error:
-        audit.ended(error.summary)
-        folder.write_summary(error.summary)
-        raise
     except BaseException as error:
+        if over is not None and (folder.path / SUMMARY).is_file():
+            log(ERROR, "the run stays as it ended before: %s", error)
+            audit.ended(over)
+            raise
         status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
         ended = {"status": status, "error": str(error) or type(error).__name__, "seed": config.seed}
         ending = {**ended, **({"privacy": run.private.failed()} if run and run.private else {})}
@@ -175,6 +177,7 @@ class _Run:
             num_rounds = _affordable(private, num_rounds, before.last_round if before else 0)
         if resumed is not None:
             resumed.require_work(num_rounds)
+            (self.folder.path / SUMMARY).unlink(missing_ok=True)  # of a run that was over, and is not any more
         strategy = strategy_of(config, self.model, roster, private and private.user_level())
         evaluation = FederatedEvaluation(popularity)
         judge = self._judge(evaluation, roster)
@@ -211,9 +214,7 @@ class _Run:
         summary = self._summary(progress, test, roster, lineage)
         remarks = list(getattr(strategy, "remarks", []))
         if missing := (test or {}).get("dropped-evaluations"):
-            remarks.append(
-                f"{missing} nodes gave no usable answer about the test part: figures are of the others' users"
-            )
+            remarks.append(f"{missing} nodes gave no usable answer about the test part: the others' users are judged")
         if remarks:
             summary["remarks"] = remarks
         if private is not None:

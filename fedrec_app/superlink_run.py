@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def run_on_superlink(
             with streamed(command, overrides, env) as process:
                 watch.follow(process)
             if not watch.run_id:
-                raise FedrecError("the run did not start; Flower says:\n" + "\n".join(watch.last_lines))
+                raise FedrecError(_did_not_start(watch, connection))
             state = _awaited(control, watch, patience)
         except FedrecError:
             raise
@@ -113,8 +114,14 @@ def start_on_superlink(
     with streamed([executable("flwr"), "run", str(app_dir()), connection], overrides, env) as process:
         watch.follow(process)
     if not watch.run_id:
-        raise FedrecError("the run did not start; Flower says:\n" + "\n".join(watch.last_lines))
+        raise FedrecError(_did_not_start(watch, connection))
     return watch.run_id
+
+
+def _did_not_start(watch: RunWatch, connection: str) -> str:
+    said = "\n".join(watch.last_lines)
+    hint = f"\nIt says the same of a wrong ca.crt: fedrec doctor --connection {connection}"
+    return f"the run did not start; Flower says:\n{said}{hint if 'unavailable' in said else ''}"
 
 
 def _awaited(control: FlowerControl, watch: RunWatch, patience: float) -> RunState:
@@ -188,4 +195,5 @@ def _how_to_go_on(control: FlowerControl, watch: RunWatch) -> str:
     path = str(watch.folder.path) if watch.folder else watch.said_folder
     if not path or not watch.seen or (watch.folder and not (watch.folder.path / FOLDER).is_dir()):
         return ""
-    return f"; to go on: fedrec run {control.connection} -c 'checkpoint.resume-from=\"{path}\"'"
+    setting = f'checkpoint.resume-from="{path}"'
+    return f"; to go on: fedrec run {control.connection} -c {shlex.quote(setting)}"

@@ -54,7 +54,11 @@ class DeployedGrid(PassedGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the ids of all nodes."""
-        return _in_the_end(lambda: list(self._grid.get_node_ids()))
+        present = _in_the_end(lambda: list(self._grid.get_node_ids()))
+        # What nodes that are gone sent too late nobody asks for any more.
+        there = set(present)
+        self._late = {asked: pull for asked, pull in self._late.items() if asked[0] in there or pull.is_alive()}
+        return present
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Sends messages and returns their ids."""
@@ -138,7 +142,7 @@ class _Pull(threading.Thread):
 
 
 def _in_the_end(call: Callable[[], Result]) -> Result:
-    """Returns what the SuperLink answers a call with, once it does: its own errors count after `TROUBLE` seconds only."""
+    """Returns what the SuperLink answers a call with; for `TROUBLE` seconds its own errors are passed over."""
     end, pause = time.monotonic() + TROUBLE, 0.5
     while True:
         try:

@@ -35,6 +35,7 @@ class Progress:
             where a run releases its last round whatever validation says.
         best_round: that round; 0 before any.
         best_value: its validation metric.
+        best_users: how many users that was measured on; figures of other users do not compare. 0 before any.
         rounds: a record of each round.
         stopped_early: whether validation stopped improving before the last round.
         stopped_why: why the strategy allowed no further round; "" where it did not say so.
@@ -47,6 +48,7 @@ class Progress:
     best_arrays: ArrayRecord
     best_round: int = 0
     best_value: float = float("-inf")
+    best_users: int = 0
     rounds: list[RoundRecord] = field(default_factory=list)
     stopped_early: bool = False
     stopped_why: str = ""
@@ -68,6 +70,7 @@ class Progress:
         best = from_record(self.best_arrays) if 0 < self.best_round < self.last_round else {}
         own = {
             "best-value": self.best_value,
+            "best-users": self.best_users,
             "stepped": self.stepped,
             "rounds": [asdict(record) for record in self.rounds],
         }
@@ -91,6 +94,7 @@ class Progress:
                 best_arrays=to_record(checkpoint.best) if checkpoint.best else arrays,
                 best_round=checkpoint.best_round,
                 best_value=float(facts["best-value"]),
+                best_users=int(facts.get("best-users", 0)),
                 rounds=[RoundRecord(**fields) for fields in facts["rounds"]],
                 stepped=bool(facts["stepped"]),
                 keep_rounds=keep_rounds,

@@ -20,12 +20,16 @@ from fedrec_app.passed_grid import PassedGrid
 from fedrec_app.records import ARRAYS, CONFIG, SCHEMA, STAT, Arrays, Ask, Said, from_record
 from strategies.update import MAX_DETAIL, MAX_UNITS
 
-_OUR_ERROR = re.compile(r"^fedrec_app\.errors\.\w+: ")
+_OUR_ERROR = re.compile(r"^(?:fedrec_app\.errors\.\w+: |.*<class 'fedrec_app\.errors\.\w+'>:<')(.*?)(?:'>.*)?$")
+"""An error of ours as Python writes it, or as Flower's ClientApp does: `<class 'fedrec_app.errors.X'>:<'text'>`."""
 
 
 _PAUSE = 1.0
 """Seconds between two looks at who is there."""
+_LATER = 30.0
+"""Seconds that the others wait for one who joins when the rounds have begun; he is called again."""
 _LONGEST_RECALL = 64
+_TAKEN = "is taken by another node"
 _NUMBERS = (
     Said.PARTITION, "num-partitions", Said.NUM_USERS, Said.NUM_EXAMPLES, Said.QUARANTINED, Said.COHORT_SIZE
 )  # fmt: skip
@@ -104,7 +108,9 @@ class Roster:
         for node in gone:
             log(INFO, "partition %s left", self.members.pop(node).partition_id)
         # Whoever was refused because his partition was taken, a node that was restarted, is called again.
-        self.refused = {} if gone else {node: why for node, why in self.refused.items() if node in present}
+        self.refused = {
+            node: why for node, why in self.refused.items() if node in present and not (gone and why.endswith(_TAKEN))
+        }
         self._recall = {node: recall for node, recall in self._recall.items() if node in present}
         again = {node for node in self.refused if self._recall[node].is_due()}
         new = sorted(present - set(self.members) - (set(self.refused) - again))
@@ -116,7 +122,8 @@ class Roster:
             config[Ask.LINEAGE] = self.lineage
         messages = [Message(RecordDict({CONFIG: config}), node, MessageType.QUERY) for node in new]
         silent = set(new)
-        for reply in grid.send_and_receive(messages, timeout=self.timeout):
+        timeout = min(self.timeout, _LATER) if self._begun else self.timeout
+        for reply in grid.send_and_receive(messages, timeout=timeout):
             silent.discard(reply.metadata.src_node_id)
             self._admit(reply)
         for node in silent & (self._silent | again):
@@ -207,7 +214,7 @@ class Roster:
     def _read(self, reply: Message) -> Member:
         if reply.has_error():
             lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-            raise ValueError(_OUR_ERROR.sub("", lines[-1]) if lines else f"error {reply.error.code}")
+            raise ValueError(_OUR_ERROR.sub(r"\1", lines[-1]) if lines else f"error {reply.error.code}")
         said = reply.content.config_records[CONFIG]
         if said[Said.SCHEMA] != SCHEMA:
             raise ValueError(f"its message {Said.SCHEMA} is {str(said[Said.SCHEMA])[:12]}, this run's is {SCHEMA}")
@@ -219,7 +226,7 @@ class Roster:
             raise ValueError(f"its numbers {numbers} are not whole numbers from 0 to {MAX_UNITS:.0e}")
         partition, *counts = [int(n) for n in numbers]  # type: ignore[arg-type]
         if partition in {member.partition_id for member in self.members.values()}:
-            raise ValueError(f"partition {partition} is taken by another node")
+            raise ValueError(f"partition {partition} {_TAKEN}")
         return Member(reply.metadata.src_node_id, partition, *counts)
 
 

@@ -25,6 +25,8 @@ from strategies.progress import RoundRecord as RoundRecord
 SHORTEST_PAUSE, USUAL_PAUSE, LONGEST_PAUSE = 0.005, 0.1, 3.0
 """Seconds between asking for replies in vain and asking again: doubled from the first to the second; and ten times what
 asking takes, up to the third, so that a grid that is far away is not asked all the time."""
+SKEW = 3600.0
+"""Seconds that a node's clock may be ahead of the SuperLink's: Flower counts how long a message lasts by both."""
 MOST_AT_ONCE = 32
 """Replies that may be there at a time, unread."""
 
@@ -69,7 +71,8 @@ class Exchange:
         """Sends more messages, counts bytes anew, and waits from now on."""
         outgoing = list(messages)
         for message in () if self.lasting else outgoing:
-            message.metadata.ttl = timeout  # nobody would use the reply, and the node would be late for later rounds
+            # Nobody would use a later reply, and the node would be late for later rounds. Clocks may differ.
+            message.metadata.ttl = timeout + SKEW
         self.bytes_down = sum(num_bytes(message.content) for message in outgoing)
         self.bytes_up = 0
         pushed = self._grid.push_messages(outgoing) if outgoing else []
@@ -284,8 +287,14 @@ def _keep_best(
     progress: Progress, serving: ArrayRecord, server_round: int, validation: MetricRecord | None, metric: str,
     choose: str,
 ) -> None:  # fmt: skip
-    value = (validation or {}).get(metric)
+    value, told = (validation or {}).get(metric), (validation or {}).get("num_users")
+    users = told if isinstance(told, int) else 0
     better = isinstance(value, float) and value > progress.best_value + 1e-9  # not by a rounding of sums
+    if isinstance(value, float) and users != progress.best_users:
+        if progress.best_users and choose == "best":
+            text = "round %s is judged on %s users, the best so far on %s: the best is chosen anew from here on"
+            log(WARNING, text, server_round, users, progress.best_users)
+        better, progress.best_users = True, users
     if isinstance(value, float) and (better or choose == "last"):
         progress.best_value = value
     if better or choose == "last":

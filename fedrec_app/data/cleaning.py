@@ -23,7 +23,7 @@ from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.schema import Dataset, LoadReport, NoInteractions
 from fedrec_app.errors import ConfigError, DataError
 
-_LATEST_SECOND = 1e11
+LATEST_SECOND = 1e11
 """The year 5138: later timestamps are milliseconds."""
 
 
@@ -258,7 +258,7 @@ def _require_seconds(dataset: Dataset) -> None:
     if not dataset.interactions.has_timestamps:
         raise DataError("data.session-gap needs timestamps, which this data set does not have")
     latest = dataset.interactions.table["timestamp"].to_numpy().max()
-    if latest > _LATEST_SECOND:
+    if latest > LATEST_SECOND:
         raise DataError(
             f"data.session-gap is in seconds, which the timestamps of this data set are not (the latest is "
             f"{latest:.0f}): turn them into seconds since 1970 or dates"

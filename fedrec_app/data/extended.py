@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pandas as pd
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.sources.files import read_text
 from fedrec_app.errors import DataError, did_you_mean
+from fedrec_app.files import write_atomically
 
 _SHOWN = 5
 
@@ -41,6 +42,8 @@ def extended(catalog: Catalog, items: Catalog) -> Catalog:
 def extend_file(catalog: Path, items: Path, out: Path) -> tuple[int, int]:
     """Returns how many items a catalog has, and had, that is written to a file with those of another file at its end.
 
+    Whoever may read the old file may read the new one.
+
     Args:
         catalog: JSON lines or Parquet.
         items: JSON lines, Parquet, or CSV with a column item_id.
@@ -56,13 +59,22 @@ def extend_file(catalog: Path, items: Path, out: Path) -> tuple[int, int]:
     else:
         new = Catalog.from_file(items)
     after = extended(before, new)
-    scratch = out.with_name(f".{os.getpid()}.{out.name}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        after.to_file(scratch)
-        os.replace(scratch, out)
+        mode = catalog.stat().st_mode & 0o777
+        write_atomically(out, catalog_content(after, out.suffix))
+        out.chmod(mode)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
     return len(after), len(before)
+
+
+def catalog_content(catalog: Catalog, suffix: str = ".jsonl") -> bytes:
+    """Returns the content of a catalog's file.
+
+    Args:
+        catalog: of at least one item.
+        suffix: ".parquet", or another for JSON lines.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        catalog.to_file(file := Path(folder) / f"catalog{suffix}")
+        return file.read_bytes()

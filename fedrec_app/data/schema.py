@@ -220,10 +220,19 @@ class Dataset:
         return cls(replace(interactions, table=table), catalog, users, friends, report, quarantine or Quarantine())
 
     @classmethod
-    def empty(cls, catalog: Catalog, report: LoadReport, quarantine: Quarantine) -> Dataset:
-        """Returns the data set of a node that has no users: a catalog, and what was set aside."""
+    def empty(cls, catalog: Catalog, report: LoadReport, quarantine: Quarantine, labels: bool = False) -> Dataset:
+        """Returns the data set of a node that has no users: a catalog, and what was set aside.
+
+        Args:
+            catalog: the items.
+            report: what loading and cleaning did.
+            quarantine: the rows set aside.
+            labels: rows would be impressions.
+        """
         nobody = pd.Categorical([], categories=pd.Index([], dtype="str"))
         table = pd.DataFrame({"user_id": nobody, "item_id": nobody, "timestamp": np.zeros(0)})
+        if labels:
+            table["label"] = np.zeros(0, dtype=np.int8)
         users = pd.DataFrame(index=pd.Index([], dtype="str", name="user_id"))
         return cls.of(Interactions(table), catalog, users, None, report, quarantine)
 

@@ -82,6 +82,8 @@ def write_shards(
         flat: dict[str, Scalar] = {
             "data.name": "csv",
             "data.path": str(out / "server"),
+            # What is written has standard names, whatever the columns were called before.
+            "data.columns": "",
             "data.options": json.dumps(options),
             "data.requires": ",".join(name for name in _REQUIRED if name in dataset.interactions.table),
             **settings,

@@ -11,6 +11,8 @@ from fedrec_app.data import sources
 from fedrec_app.data.shards import SETTINGS, write_shards
 from fedrec_app.errors import ConfigError
 
+_OF_SHARDS = ("data.name", "data.path", "data.columns")
+
 
 @dataclass(frozen=True)
 class DealtData:
@@ -23,6 +25,15 @@ class DealtData:
 
     nodes: tuple[dict[str, Scalar], ...]
     settings: Mapping[str, Scalar]
+
+    def told(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Returns the settings of a run on the shards: the user's, but how the shards are read is theirs to say.
+
+        Args:
+            flat: the user's settings, by dotted key.
+        """
+        read = {key: self.settings[key] for key in _OF_SHARDS if key in self.settings}
+        return {**self.settings, **flat, "data.columns": "", **read}
 
     @classmethod
     def read(cls, folder: Path) -> DealtData:

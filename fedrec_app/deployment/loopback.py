@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+
+from filelock import FileLock, Timeout
 
 from fedrec_app.config import Scalar, to_toml
 from fedrec_app.deployment.certificates import Certificates, make_authority, make_server_certificate
@@ -14,34 +17,39 @@ from fedrec_app.deployment.commands import SuperLinkSettings, SuperNodeSettings
 from fedrec_app.deployment.node_keys import make_node_key
 from fedrec_app.deployment.part import Part
 from fedrec_app.deployment.supervisor import Backoff, Supervisor
-from fedrec_app.errors import ConfigError
+from fedrec_app.deployment.touch import Touch
+from fedrec_app.errors import ConfigError, FedrecError, StateError
 from fedrec_app.files import write_atomically
 from fedrec_app.flower_control import FlowerControl
-from fedrec_app.flower_process import flower_environment, free_port, listens
+from fedrec_app.flower_process import end_tree, flower_environment, free_port, listens, living_in
 
 CONNECTION = "loopback"
 START_TIMEOUT = 180.0
 """Seconds; on a machine that is busy with others, processes that import much take long."""
 _HOST = "127.0.0.1"
+_NODE_CONFIG = "node.toml"
 _NODE_ID = re.compile(r"SuperNode ID: (\d+)")
+_REGISTERED = "Public key already in use"
 
 
 class Loopback:
     """A SuperLink and its SuperNodes, brought up on `with` and ended after it, each with a FLWR_HOME of its own.
 
     Below the folder lie `certificates/`, `superlink/` (database, log), `node-<i>/` (key, node.toml, log, state) and
-    `flwr/` (what users have: config.toml with the connection).
+    `flwr/` (what users have: config.toml with the connection). One deployment at a time has the folder. Nothing is
+    written or started before `with`.
 
     Args:
         folder: of the deployment. What an earlier one left there (certificates, keys, database, state) is used again.
         nodes: what each node is told (`--node-config`). Where a node is told no state-dir, it gets one in the folder.
         insecure: no TLS and no authentication.
-        supervised: a part that ends is started again, with back-off. For faults that are made by hand, leave it off.
+        supervised: a part that ends, or is out of touch, is started again, with back-off. For faults that are made by
+            hand, leave it off.
         say: is told what happens.
         variables: added to the environment of every process.
 
     Attributes:
-        folder: as given, absolute.
+        folder: as given, absolute, without links.
         connection: name for `flwr run . NAME` and `fedrec run NAME` with `environment`.
         environment: of a user's commands.
         superlink: the SuperLink.
@@ -65,18 +73,32 @@ class Loopback:
     ) -> None:
         if not nodes:
             raise ConfigError("a deployment needs a node")
-        self.folder, self.supervised, self.port = folder.absolute(), supervised, free_port()
+        self.folder, self.supervised, self.port = folder.resolve(), supervised, free_port()
+        self._lock = FileLock(self.folder / "lock", timeout=0, thread_local=False)
         self._say, self._variables = say, dict(variables or {})
-        self.certificates = None if insecure else self._certificates()
+        self.certificates = None if insecure else Certificates(self.folder / "certificates")
         self.environment = self._environment("flwr")
         self.control = FlowerControl(CONNECTION, self.environment)
-        self._write_connection()
         self.superlink = self._superlink()
-        self.supernodes = [self._supernode(index, settings) for index, settings in enumerate(nodes)]
+        self.supernodes = [self._supernode(index) for index in range(len(nodes))]
+        self._told = nodes
         self.supervisors: list[Supervisor] = []
 
     def __enter__(self) -> Loopback:
+        """Returns itself, once every SuperNode is accepted.
+
+        Raises:
+            StateError: another process has a deployment in the folder.
+            FedrecError: a part ended, or took too long.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self._lock.acquire()
+        except Timeout:
+            raise StateError(f"another process has a deployment in {self.folder}") from None
+        try:
+            self._end_leftovers()
+            self._write_files()
             self._say(f"starting the SuperLink on {_HOST}:{self.port}")
             self._start(self.superlink)
             self.await_superlink()
@@ -116,12 +138,13 @@ class Loopback:
         return int(found[-1])
 
     def stop(self) -> None:
-        """Ends exactly what was started, the SuperNodes first."""
+        """Ends exactly what was started, the SuperNodes first; what fails to end does not keep the others."""
         keepers, self.supervisors = self.supervisors, []
-        with ThreadPoolExecutor(max_workers=len(self.supernodes) + 1) as pool:
-            list(pool.map(lambda keeper: keeper.stop(), reversed(keepers)))
-            list(pool.map(lambda node: node.stop(), self.supernodes))
-        self.superlink.stop()
+        with ExitStack() as steps:  # the last one comes first
+            steps.callback(self._lock.release)
+            steps.callback(self.superlink.stop)
+            steps.callback(_at_once, [node.stop for node in self.supernodes])
+            steps.callback(_at_once, [keeper.stop for keeper in reversed(keepers)])
 
     def node_folder(self, index: int) -> Path:
         """Returns the folder of a node."""
@@ -131,23 +154,44 @@ class Loopback:
         if not self.supervised:
             part.start()
             return
-        # A SuperLink has nobody who would refuse it.
-        backoff = Backoff(first=1.0, cap=15.0) if part is self.superlink else Backoff()
-        self.supervisors.append(Supervisor(part, backoff, say=self._say))
+        if part is self.superlink:  # it has nobody who would refuse it, or whom it is in touch with
+            keeper = Supervisor(part, Backoff(first=1.0, cap=15.0), say=self._say)
+        else:
+            keeper = Supervisor(part, say=self._say, out_of_touch=Touch(part).lost)
+        self.supervisors.append(keeper)
         self.supervisors[-1].start()
 
-    def _certificates(self) -> Certificates:
-        found = Certificates(self.folder / "certificates")
-        if not found.ca.exists():
-            make_authority(found.folder)
-        if not found.server.exists():
-            make_server_certificate(found.folder, ["localhost"])
-        return found
+    def _end_leftovers(self) -> None:
+        """Ends what a deployment left that was killed: its SuperNodes first, so that they can say good-bye.
+
+        What lives in the users' home is theirs.
+        """
+        for home in (*self.folder.glob("node-*"), self.folder / "superlink"):
+            left = {process.pid for process in living_in(str(home))}
+            if left:
+                self._say(f"ending what an earlier deployment left in {home}: {', '.join(map(str, sorted(left)))}")
+                end_tree(min(left), str(home))
+
+    def _write_files(self) -> None:
+        for environment in (self.environment, self.superlink.environment, *(n.environment for n in self.supernodes)):
+            Path(environment["FLWR_HOME"]).mkdir(exist_ok=True)
+        if self.certificates is not None:
+            if not self.certificates.ca.exists():
+                make_authority(self.certificates.folder)
+            if not self.certificates.server.exists():
+                make_server_certificate(self.certificates.folder, ["localhost"])
+        self._write_connection()
+        for index, told in enumerate(self._told):
+            folder = self.node_folder(index)
+            settings: dict[str, Scalar] = {"state-dir": str(folder / "state"), **told}
+            write_atomically(folder / _NODE_CONFIG, to_toml(settings).encode())
+            if self.certificates is not None and not (folder / "key.pub").exists():
+                # Without its public half, which is written last, it was never registered.
+                (folder / "key").unlink(missing_ok=True)
+                make_node_key(folder / "key")
 
     def _environment(self, name: str) -> dict[str, str]:
-        home = self.folder / name
-        home.mkdir(parents=True, exist_ok=True)
-        return {**flower_environment(str(home)), **self._variables}
+        return {**flower_environment(str(self.folder / name)), **self._variables}
 
     def _write_connection(self) -> None:
         trust = {"insecure": True} if self.certificates is None else {"root-certificates": str(self.certificates.ca)}
@@ -162,26 +206,28 @@ class Loopback:
         )
         return Part("the SuperLink", settings.command(), self._environment("superlink"), folder / "superlink.log")
 
-    def _supernode(self, index: int, told: Mapping[str, Scalar]) -> Part:
+    def _supernode(self, index: int) -> Part:
         folder = self.node_folder(index)
+        ca, key = (self.certificates.ca, folder / "key") if self.certificates else (None, None)
+        settings = SuperNodeSettings(f"{_HOST}:{self.port}", folder / _NODE_CONFIG, ca, key, free_port())
         environment = self._environment(folder.name)
-        node_config = folder / "node.toml"
-        write_atomically(node_config, to_toml({"state-dir": str(folder / "state"), **told}).encode())
-        key = None
-        if self.certificates is not None:
-            key = folder / "key"
-            if not key.exists():
-                make_node_key(key)
-        ca = self.certificates.ca if self.certificates else None
-        settings = SuperNodeSettings(f"{_HOST}:{self.port}", node_config, ca, key, free_port())
         return Part(f"SuperNode {index}", settings.command(), environment, folder / "supernode.log")
 
     def _register(self) -> None:
-        """Makes the SuperLink accept the keys of the nodes; its database remembers them."""
+        """Makes the SuperLink accept the keys of the nodes; its database alone knows which it has accepted before."""
         self._say("registering the keys of the SuperNodes")
         for index in range(len(self.supernodes)):
-            folder = self.node_folder(index)
-            known = folder / "registered"
-            if not known.exists():
-                node_id = self.control.register(folder / "key.pub")
-                write_atomically(known, f"{node_id}\n".encode())
+            try:
+                self.control.register(self.node_folder(index) / "key.pub")
+            except FedrecError as error:
+                if _REGISTERED not in str(error):
+                    raise
+
+
+def _at_once(calls: Sequence[Callable[[], None]]) -> None:
+    """Makes all calls, each in a thread of its own; raises what the first of them raised that failed."""
+    if calls:
+        with ThreadPoolExecutor(max_workers=len(calls)) as pool:
+            done = [pool.submit(call) for call in calls]
+        for one in done:
+            one.result()

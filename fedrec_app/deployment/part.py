@@ -89,25 +89,18 @@ class Part:
         if self.process is None:
             return
         self.resume()
-        end_tree(self.process.pid, self.home, patience)
-        self.process.wait(timeout=patience)
-        for left in _in_session(self.process.pid):
-            end_tree(left.pid, patience=patience)
+        # The number of a process that has ended may be somebody else's by now.
+        if self.alive:
+            end_tree(self.process.pid, self.home, patience)
+            self.process.wait(timeout=patience)
+        for left in self.family():
+            if left.is_running():
+                end_tree(left.pid, self.home, patience)
 
     def kill(self) -> None:
         """Kills the process and nothing else, as a crash would: no good-bye, and its children are on their own."""
         if self.alive and self.process is not None:
             self.process.kill()
-            self.process.wait(timeout=10)
-
-    def kill_tree(self) -> None:
-        """Kills the process and all that it started at once, as a power cut would."""
-        family = self.family()
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=10)
-        if self.process is not None:
             self.process.wait(timeout=10)
 
     def restart(self) -> None:
@@ -136,7 +129,8 @@ class Part:
         Those that have ended are not among them, though Flower leaves them in the table of processes.
         """
         found = living_in(self.home)
-        if self.process is not None:
+        # A session keeps the number of its leader taken: where that is a new process, the session is gone.
+        if self.process is not None and (self.alive or not psutil.pid_exists(self.process.pid)):
             found |= _in_session(self.process.pid)
         if self.alive:
             with contextlib.suppress(psutil.NoSuchProcess):

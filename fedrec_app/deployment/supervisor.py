@@ -82,6 +82,8 @@ class Supervisor:
         most_restarts: in a row without a healthy time between; None: it never gives up.
         say: is told of each end, start and giving up.
         draw: uniform numbers for the jitter.
+        out_of_touch: is asked, about five times a second, why a part that lives is of no use; "" while it is. Such a
+            part is ended, and started again as one that ended by itself.
     """
 
     def __init__(
@@ -91,9 +93,10 @@ class Supervisor:
         most_restarts: int | None = None,
         say: Callable[[str], None] = lambda line: None,
         draw: Callable[[], float] = random.random,
+        out_of_touch: Callable[[], str] = lambda: "",
     ) -> None:
         self.part, self.backoff, self.most_restarts = part, backoff or Backoff(), most_restarts
-        self._say, self._draw = say, draw
+        self._say, self._draw, self._out_of_touch = say, draw, out_of_touch
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.restarts = 0
@@ -123,6 +126,9 @@ class Supervisor:
         failures, since = 0, time.monotonic()
         while not self._stopping.wait(0.2):
             if self.part.alive:
+                if why := self._out_of_touch():
+                    self._say(f"{self.part.name} lives but {why}: it is ended")
+                    self.part.stop()
                 continue
             lasted = time.monotonic() - since
             failures = 1 if lasted >= self.backoff.healthy_after else failures + 1

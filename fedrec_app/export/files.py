@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedrec_app.artifacts import MODEL, RunFolder
+from fedrec_app.artifacts import CONFIG, METRICS, MODEL, REPORT, SUMMARY, RunFolder
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import ConfigError, StateError, unknown
+from fedrec_app.export import FORMATS
 from fedrec_app.export.graphs import graph_of
 from fedrec_app.export.onnx_file import onnx_content, require_extra, run_onnx
 from fedrec_app.export.parity import Scores, compare, sampled_users
@@ -22,16 +24,15 @@ from fedrec_app.finished import FinishedRun, Served
 from fedrec_app.models.base import Recommender, initialise
 from fedrec_app.models.registry import make_model
 from fedrec_app.serving.bundle import bundle, read, served_as
+from fedrec_app.serving.fit import require_fit
 from fedrec_app.training.users import load_shared
-
-FORMATS = ("safetensors", "int8", "onnx")
 
 
 def export_run(folder: RunFolder, kind: str, out: Path, users: int = 200) -> dict[str, Any]:
     """Returns {"model", "out", "users", "whose", "formats": [{"format", "bytes", "max_difference", "overlap", "ndcg",
     "ndcg_difference"}]} of a model that has been written: the run's own file, and the exported one.
 
-    The scores are those of the written file, read back.
+    The scores are those of the file's content, read back.
 
     Args:
         folder: of a finished run.
@@ -40,15 +41,19 @@ def export_run(folder: RunFolder, kind: str, out: Path, users: int = 200) -> dic
         users: how many the scores are compared for.
 
     Raises:
-        FedrecError: the run is not finished or damaged, the format is unknown or not this model's, or what it needs is
-            not installed; nothing is written then.
+        FedrecError: the run is not finished or damaged, the format is unknown or not this model's, what it needs is not
+            installed, or the file would take the place of one of the run's own; nothing is written then.
     """
     if kind not in FORMATS:
         raise ConfigError(unknown("format", kind, FORMATS))
     run = FinishedRun.read(folder)
     if out.is_dir():
         raise StateError(f"cannot write {out}: it is a folder")
+    for own_file in (MODEL, CONFIG, METRICS, SUMMARY, REPORT):
+        if out.exists() and (folder.path / own_file).exists() and out.samefile(folder.path / own_file):
+            raise StateError(f"cannot write {out}: it is the run's own {Path(own_file).stem}")
     catalog = run.catalog()
+    require_fit(run, catalog)
     cohort, last, real = sampled_users(run, len(catalog), users)
     served = run.serve(catalog, cohort, "parity")
     own = _scores(served, cohort)
@@ -80,8 +85,10 @@ def shared_model(run: FinishedRun, catalog: Catalog) -> Recommender:
 
 
 def _bundle(run: FinishedRun, catalog: Catalog, cohort: Cohort, out: Path, kind: str) -> Scores:
-    write_atomically(out, bundle(run, catalog, int8=kind == "int8"))
-    return _scores(served_as(run, read(out).shared).serve(catalog, cohort, "parity"), cohort)
+    def scores(path: Path) -> Scores:
+        return _scores(served_as(run, read(path).shared).serve(catalog, cohort, "parity"), cohort)
+
+    return _tried(bundle(run, catalog, int8=kind == "int8"), out, scores)
 
 
 def _onnx(run: FinishedRun, catalog: Catalog, cohort: Cohort, served: Served, out: Path) -> Scores:
@@ -89,15 +96,16 @@ def _onnx(run: FinishedRun, catalog: Catalog, cohort: Cohort, served: Served, ou
     graph = graph_of(shared_model(run, catalog))
     with torch.no_grad():
         inputs = graph.feed(served.model, cohort.train, np.arange(len(cohort)))
-    content = onnx_content(graph, inputs, catalog, run.made)
-    scratch = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        write_atomically(scratch, content)
-        scores = run_onnx(scratch, inputs)
-        os.replace(scratch, out)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return scores
+    return _tried(onnx_content(graph, inputs, catalog, run.made), out, lambda path: run_onnx(path, inputs))
+
+
+def _tried(content: bytes, out: Path, scores: Callable[[Path], Scores]) -> Scores:
+    """Returns the scores of a file, which is written once a copy has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        (copy := Path(folder) / out.name).write_bytes(content)
+        found = scores(copy)
+    write_atomically(out, content)
+    return found
 
 
 def _scores(served: Served, cohort: Cohort) -> Scores:

@@ -24,6 +24,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
 }
 """Kind of a line -> the fields that are looked at, and their types."""
 
+_ADDED = {"virtual_seconds"}
+"""What `fedrec simulate` adds to the summary of a run that is over."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -261,15 +264,19 @@ def _end(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:
     try:
         summary = folder.read_summary()
     except StateError as error:
-        yield Finding(SUMMARY, "failed", str(error), number)
+        # It is written right after the line: a kill between the two leaves this behind, too.
+        yield Finding(SUMMARY, "failed", f"{error}; a run that was killed at its end goes on, and writes it", number)
         return
     said = {key: summary[key] for key in sorted(summary) if key in ended["of"]}
     if list(said) != ended["of"] or of_json(said) != ended["figures"] or said["status"] != ended["status"]:
         yield Finding(SUMMARY, "failed", f"not what line {number} was written of", number)
     else:
         later = sorted(set(summary) - set(ended["of"]))
-        beside = f"; not covered: {', '.join(later)}" if later else ""
-        yield Finding(SUMMARY, "ok", f"the run {ended['status']}{beside}")
+        if set(later) - _ADDED:
+            yield Finding(SUMMARY, "failed", f"line {number} knows nothing of {', '.join(later)}", number)
+        else:
+            beside = f"; not covered: {', '.join(later)}" if later else ""
+            yield Finding(SUMMARY, "ok", f"the run {ended['status']}{beside}")
     if of_file(folder.path / MODEL) != ended["model_file"]:
         yield Finding(MODEL, "failed", f"not the file of line {number}", number)
     elif ended["model_file"]:

@@ -7,8 +7,8 @@ ended, and there is none after a kill. Nodes go by the number of their partition
 Each line is on the disk before the round's figures and its checkpoint are, and a checkpoint keeps the length and the
 digest of the log, so that lines missing at its end are found as well.
 
-Under privacy a line of a round names no node and has no digest of an update, because a digest lets a guess of the
-update be confirmed, and no time, because a heavy user who takes part is seen in it.
+Under privacy a line of a round does not say who was asked or replied and has no digest of an update, because a digest
+lets a guess of the update be confirmed, and no time, because a heavy user who takes part is seen in it.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ def of_reply(content: RecordDict) -> str:
 
 
 def of_arrays(arrays: Arrays) -> str:
-    """Returns the digest of named arrays: names, dtypes, shapes and values in C order."""
+    """Returns the digest of named arrays, whatever their order: names, dtypes, shapes and values in C order."""
     digest = sha256()
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):
         digest.update(_header(name, array.dtype.str, list(array.shape)))
         digest.update(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app.artifacts import CONFIG, MODEL, POPULARITY, STATISTICS, Made, RunFolder, model_content, read_arrays
+from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
+from fedrec_app.data.extended import catalog_content
 from fedrec_app.errors import ConfigError, DataError, StateError
 from fedrec_app.finished import FinishedRun, settings_to_serve
-from fedrec_app.records import Arrays
+from fedrec_app.records import Arrays, checked_lineage
+from fedrec_app.serving.fit import require_fit
 
 CATALOG, SCALE = "statistics/catalog", "statistics/scale/"
 _LARGEST = 127
@@ -41,7 +44,10 @@ def bundle(run: FinishedRun, catalog: Catalog, int8: bool = False) -> bytes:
     settings = {**run.config.flat(), **_HERE, "model.init-from": "", "train.adapter-rank": 0}
     settings["checkpoint.continue-from"] = ""
     shared, scales = quantised(run.shared) if int8 else (dict(run.shared), {})
-    statistics = {CATALOG: _packed(catalog), **{SCALE + name: scale for name, scale in scales.items()}}
+    statistics = {
+        CATALOG: np.frombuffer(catalog_content(catalog), dtype=np.uint8),
+        **{SCALE + name: scale for name, scale in scales.items()},
+    }
     said = {"settings": json.dumps(settings), **({"quantised": "int8"} if int8 else {})}
     return model_content(shared, run.made, run.popularity, catalog.item_ids, statistics, said)
 
@@ -49,24 +55,29 @@ def bundle(run: FinishedRun, catalog: Catalog, int8: bool = False) -> bytes:
 def read(location: Path, state_dir: Path | None = None, catalog: Path | None = None) -> FinishedRun:
     """Returns the run that a bundle, or a run's own folder or model file, serves.
 
+    Its parameters are compared with the model where the catalog is there, so in a bundle always; else whoever finds the
+    catalog calls `require_fit`.
+
     Args:
         location: a bundle; a run's folder; or its model.safetensors with config.toml beside it.
         state_dir: where the node keeps private state.
         catalog: file of the catalog, where the model does not bring it.
 
     Raises:
-        FedrecError: there is no such file, it is damaged, or the catalog is not the one that it was trained on.
+        FedrecError: there is no such file, it is damaged, its content is not what the model needs, or the catalog is
+            not the one that it was trained on.
     """
     path = location / MODEL if location.is_dir() else location
     if not path.is_file():
         raise StateError(f"there is no model {path}: a bundle of `fedrec export` or the folder of a run is expected")
     arrays, said = read_arrays(path)
     made = Made.read(said, path)
-    shared = _restored(arrays, path) if said.get("quantised") else _parameters(arrays)
+    shared = _restored(arrays, said["quantised"], path) if "quantised" in said else _parameters(arrays)
     try:
-        flat = json.loads(said["settings"]) if "settings" in said else RunFolder(path.parent).read_config()
+        checked_lineage(made.lineage)
+        flat = _settings(said["settings"]) if "settings" in said else RunFolder(path.parent).read_config()
         config = settings_to_serve({**flat, "train.device": "cpu"})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError(f"{path} is damaged: {error}") from None
     except ConfigError as error:
         told = str(error) if "settings" in said else f"{error}; a bundle of `fedrec export` needs no {CONFIG}"
@@ -78,7 +89,10 @@ def read(location: Path, state_dir: Path | None = None, catalog: Path | None = N
             "trained on: its items do not match the model's rows"
         )
     folder = RunFolder(location if location.is_dir() else path)
-    return FinishedRun(folder, config, shared, made, arrays.get(POPULARITY), state_dir, items)
+    run = FinishedRun(folder, config, shared, made, arrays.get(POPULARITY), state_dir, items)
+    if items is not None:
+        require_fit(run, items)
+    return run
 
 
 def served_as(run: FinishedRun, shared: Arrays) -> FinishedRun:
@@ -115,11 +129,21 @@ def restored(arrays: Mapping[str, NDArray], scales: Mapping[str, NDArray]) -> Ar
     }
 
 
-def _restored(arrays: Arrays, path: Path) -> Arrays:
+def _settings(text: str) -> dict[str, Scalar]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("its settings are no JSON object")
+    return found
+
+
+def _restored(arrays: Arrays, kind: str, path: Path) -> Arrays:
+    if kind != "int8":
+        raise StateError(f"{path} is quantised as {kind[:20]!r}: 'int8' is expected")
     scales = {name.removeprefix(SCALE): array for name, array in arrays.items() if name.startswith(SCALE)}
     shared = _parameters(arrays)
     for name, scale in scales.items():
-        if name not in shared or scale.shape != shared[name].shape[:1]:
+        fits = name in shared and shared[name].ndim > 1 and scale.shape == shared[name].shape[:1]
+        if not fits or shared[name].dtype != np.int8 or scale.dtype != np.float32:
             raise StateError(f"{path} is damaged: its scales do not fit parameter {name!r}")
     return restored(shared, scales)
 
@@ -128,16 +152,10 @@ def _parameters(arrays: Arrays) -> Arrays:
     return {name: array for name, array in arrays.items() if not name.startswith(STATISTICS)}
 
 
-def _packed(catalog: Catalog) -> NDArray[np.uint8]:
-    with tempfile.TemporaryDirectory() as folder:
-        catalog.to_file(file := Path(folder) / "catalog.jsonl")
-        return np.frombuffer(file.read_bytes(), dtype=np.uint8)
-
-
 def _unpacked(array: NDArray, path: Path) -> Catalog:
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder) / "catalog.jsonl").write_bytes(array.tobytes())
         try:
             return Catalog.from_file(file)
-        except (DataError, UnicodeDecodeError) as error:
+        except (DataError, ValueError, TypeError, RecursionError) as error:
             raise StateError(f"{path} is damaged: {error}") from None

@@ -18,6 +18,7 @@ from fedrec_app.finished import FinishedRun
 from fedrec_app.node_settings import NodeSettings
 from fedrec_app.recommend import find_user, most_popular, ranked, somebody
 from fedrec_app.serving.bundle import read
+from fedrec_app.serving.fit import require_fit
 
 
 def recommend_on_node(
@@ -56,11 +57,11 @@ def recommend_on_node(
         raise StateError(f"there is no state-dir {state_dir}: the one of the node's --node-config is expected")
     run = read(model, state_dir, catalog)
     alone = np.ones(1)
-    if history:
-        items = run.catalog()
-        return ranked([run], items, somebody(items, history, True), k, "rank", alone)
     if not user:
-        return most_popular([run], run.catalog(), k)
+        items = _fitting(run, run.catalog())
+        if not history:
+            return most_popular([run], items, k)
+        return ranked([run], items, somebody(items, history, True), k, "rank", alone)
     with tempfile.TemporaryDirectory() as scratch:
         own = _own_data(run, state_dir, dict(data or {}), catalog, Path(scratch))
         items, cohort = _same_catalog(run, own), find_user(own, user)
@@ -101,4 +102,11 @@ def _same_catalog(run: FinishedRun, own: DataConfig) -> Catalog:
             f"the catalog of this node's data, {len(found):,} items, is not the one that the model was trained on: "
             "its file is expected, given with --catalog"
         )
-    return found
+    return _fitting(run, found)
+
+
+def _fitting(run: FinishedRun, items: Catalog) -> Catalog:
+    """Returns a catalog that the run's parameters fit; one that came with the model has been compared."""
+    if run.items is None:
+        require_fit(run, items)
+    return items

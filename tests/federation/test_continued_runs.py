@@ -23,7 +23,7 @@ from fedrec_app.finished import FinishedRun
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.privacy.accounting import epsilon
 from fedrec_app.privacy.ledger import Ledger
-from fedrec_app.private_run import SPENT_BEFORE
+from fedrec_app.private_run import LEDGER, SPENT_BEFORE
 from fedrec_app.private_state import Parent, PrivateState, inherited
 from fedrec_app.records import Ask
 from fedrec_app.seeding import user_key
@@ -293,3 +293,25 @@ def test_a_private_run_says_that_a_run_without_privacy_came_before(data: Path, w
     assert str(first.folder.path) in third.summary["privacy"]["start"]
     assert json.loads((third.folder.path / "summary.json").read_text())["privacy"]["epsilon"] > 0
     assert RunFolder(third.folder.path).read_config()["checkpoint.continue-from"] == str(second.folder.path)
+
+
+def test_the_rows_of_a_parent_are_not_written_to(data: Path, without_pictures: None) -> None:
+    """Two runs that continue the same one in one process begin with the same rows."""
+    first = run(data, 2, num_nodes=1)
+    onward = {"checkpoint.continue-from": str(first.folder.path)}
+    second = run(data, 2, num_nodes=1, **onward)
+    flat = {**second.folder.read_config(), **onward}
+    third = simulate(flat, 1)
+    assert third.summary["test"] == second.summary["test"]
+
+
+def test_a_parent_whose_ledger_lost_its_end_is_refused(data: Path, without_pictures: None) -> None:
+    private = {
+        "privacy.unit": "user", "privacy.noise-multiplier": 1.0, "privacy.public-catalog": True, "model.name": "mf",
+        "model.options": "{}", "train.learning-rate": "auto",
+    }  # fmt: skip
+    first = run(data, 3, **private)
+    path = first.folder.path / LEDGER
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(StateError, match="charges are missing from its end"):
+        run(data, 3, **private, **{"checkpoint.continue-from": str(first.folder.path)})

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedrec_app import client_app, node_data
+from fedrec_app import client_app, node_data, own_data
 from fedrec_app.config import Scalar, read_toml
 from fedrec_app.data import sources
 from fedrec_app.data.catalog import Catalog
@@ -191,6 +191,9 @@ def test_a_core_cannot_be_taken_of_data_that_nodes_own(shards: Shards, tmp_path:
         ({"partition-id": 0}, "this node has no num-partitions"),
         ({"partition-id": 2, "num-partitions": 2}, "partition-id is 2: 0 to 1 is allowed"),
         ({"partition-id": "two", "num-partitions": 2}, "partition-id is 'two': a whole number is expected"),
+        ({"partition-id": 1.0, "num-partitions": 2}, "partition-id is 1.0: a whole number is expected"),
+        ({"partition-id": True, "num-partitions": 2}, "partition-id is True: a whole number is expected"),
+        ({"data-path": "/s", "state-dir": "/s"}, "state-dir and data-path are both /s"),
         ({"data-path": "/data"}, "needs a state-dir"),
         ({"data-columns": "a=b", "state-dir": "/s"}, "data-columns needs data-path"),
         ({"catalog-path": "/c", "partition-id": 0, "num-partitions": 1}, "catalog-path goes with data-path"),
@@ -223,10 +226,43 @@ def test_feedback_counts_in_the_next_run_and_not_in_the_middle_of_this_one(shard
     events = pd.DataFrame({"user_id": "new", "item_id": ids, "timestamp": np.arange(6) + 2e9})
     Feedback(tmp_path / "state-0").append(events)
     lineage = first.summary["lineage"]
-    assert node_data.feedback_events(tmp_path / "state-0", lineage) == 0
-    assert node_data.feedback_events(tmp_path / "state-0", "another") == 6
+    node = NodeSettings.of(nodes[0], tmp_path)
+    assert own_data.events_of_run(node, lineage) == 0
+    assert own_data.events_of_run(node, "another") == 6
     second = deployed(shards, tmp_path, nodes)
     assert second.summary["test"]["num_users"] == first.summary["test"]["num_users"] + 1
+
+
+def test_a_node_whose_data_changes_in_the_middle_of_a_run_is_dropped(shards: Shards, tmp_path: Path) -> None:
+    nodes = told(shards, tmp_path)
+
+    def watch(record: RoundRecord, progress: Progress, num_rounds: int) -> None:
+        if record.round == 1:
+            path = shards.node(1) / "interactions.parquet"
+            table = pd.read_parquet(path)
+            pd.concat([table, table.iloc[:1].assign(user_id="u99")]).to_parquet(path, index=False)
+
+    flat = {**read_toml(shards.settings), "output-dir": str(tmp_path / "out"), **RUN}
+    result = run_server(LocalGrid(client_app.app, flat, 3, node_configs=nodes), flat, watchers=[watch])
+    assert [line["train"]["num-updates"] for line in result.folder.read_metrics()] == [3, 2]
+    assert result.summary["test"]["dropped-evaluations"] == 1
+    assert result.summary["remarks"] == [
+        "1 nodes gave no usable answer about the test part: the others' users are judged"
+    ]
+    assert deployed(shards, tmp_path, nodes).summary["num_nodes"] == 3
+
+
+def test_feedback_after_timestamps_in_milliseconds_is_refused(shards: Shards, tmp_path: Path) -> None:
+    path = shards.node(0) / "interactions.parquet"
+    table = pd.read_parquet(path)
+    table.assign(timestamp=table["timestamp"] * 1000).to_parquet(path, index=False)
+    nodes = told(shards, tmp_path)
+    node = NodeSettings.of(nodes[0], tmp_path)
+    item = str(table["item_id"].iloc[0])
+    Feedback(node.state_dir).append(pd.DataFrame({"user_id": ["new"], "item_id": [item]}))
+    config, _ = client_app._run(tuple(sorted(read_toml(shards.settings).items())))
+    with pytest.raises(DataError, match="feedback has seconds since 1970"):
+        node_data.prepared(node.of_run(config, 1).data)
 
 
 def test_shards_are_not_written_over_others(shards: Shards) -> None:

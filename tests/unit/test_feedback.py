@@ -161,6 +161,30 @@ def test_new_items_go_to_the_end_of_a_catalog(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.jsonl", "new.csv", "out.jsonl"]
 
 
+def test_a_catalog_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Catalog(("a",)).to_file(tmp_path / "catalog.jsonl")
+    Catalog(("b",)).to_file(tmp_path / "new.jsonl")
+    before = (tmp_path / "catalog.jsonl").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"cannot write .*catalog\.jsonl: no space left"):
+        extend_file(tmp_path / "catalog.jsonl", tmp_path / "new.jsonl", tmp_path / "catalog.jsonl")
+    assert (tmp_path / "catalog.jsonl").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog.jsonl", "new.jsonl"]
+
+
+def test_a_catalog_in_parquet_grows_as_well(tmp_path: Path) -> None:
+    Catalog(("a",)).to_file(tmp_path / "new.jsonl")
+    Catalog(("b",)).to_file(tmp_path / "catalog.parquet")
+    (tmp_path / "catalog.parquet").chmod(0o640)
+    assert extend_file(tmp_path / "catalog.parquet", tmp_path / "new.jsonl", tmp_path / "d" / "out.parquet") == (2, 1)
+    assert Catalog.from_file(tmp_path / "d" / "out.parquet").item_ids == ("b", "a")
+    assert os.stat(tmp_path / "d" / "out.parquet").st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize(
     ("new", "message"),
     [

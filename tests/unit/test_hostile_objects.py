@@ -27,7 +27,7 @@ from tests.e2e.hostile_supernode import Sent
 from tests.e2e.lies import EVALUATE, EXAMPLES, TRAIN, USERS, Liar
 from tests.small import SMALL
 
-SLOW = ("parts that never come", "an oversized array", "two thousand tiny arrays")
+SLOW = ("parts that never come", "an oversized array", "two hundred tiny arrays")
 LIES = [name for name in TRAIN if name not in SLOW]
 SETTINGS: dict[str, Any] = {
     "data.options": SMALL, "checkpoint.every": 0, "strategy.options": '{"tau": 1e-4}', "evaluate.bootstrap": 0,

@@ -304,3 +304,15 @@ def test_two_processes_that_save_at_once_leave_whole_versions(state: PrivateStat
     assert len(rounds) <= 5
     for at_round in rounds:
         assert complete_version(state, at_round) == at_round
+
+
+def test_one_flipped_bit_in_the_rows_is_noticed_and_the_version_before_is_served(tmp_path: Path) -> None:
+    state, keys = PrivateState(tmp_path, "run", 0), np.array([1, 2], dtype=np.uint64)
+    for server_round in (1, 2):
+        state.save(server_round, keys, {"row": np.full((2, 3), server_round, dtype=np.float32)})
+    path = tmp_path / "run" / "0" / "2.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    found = state.load(2, keys, {"row": np.zeros((2, 3), dtype=np.float32)})
+    np.testing.assert_array_equal(found["row"], np.ones((2, 3)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrec_app.errors import ConfigError, FedrecError
@@ -255,6 +255,37 @@ def test_a_refused_node_that_was_mended_takes_part_without_a_restart() -> None:
     np.testing.assert_array_equal(found.sums["item-counts"], counts)
     asked = [message.content.config_records[CONFIG]["statistics"] for message in grid.sent]
     assert asked == ["item-counts", "item-counts", ""]  # who joins later keeps his counts
+
+
+def test_a_silent_node_is_not_called_again_because_others_come_and_go() -> None:
+    class Flapping(Nodes):
+        looks = 0
+
+        def get_node_ids(self) -> Iterable[int]:
+            self.looks += 1
+            self.away = {2} if self.looks % 2 else set()
+            return super().get_node_ids()
+
+    grid, found = Flapping(3), roster(timeout=0.01)
+    grid.silent = {1}
+    for _ in range(40):
+        found.refresh(grid)
+    assert sum(1 in asked for _, asked in grid.asked) == 6  # at looks 1, 2, 4, 8, 16, 32
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Traceback ...\nfedrec_app.errors.ConfigError: unknown node setting 'data-pth'",
+        "<class 'fedrec_app.errors.ConfigError'>:<'unknown node setting 'data-pth''>",
+    ],
+    ids=["as Python says it", "as Flower's ClientApp says it"],
+)
+def test_the_reason_of_a_refusal_is_the_text_alone(reason: str) -> None:
+    asked = Message(RecordDict(), 7, MessageType.QUERY)
+    found = roster()
+    found._admit(Message(Error(2, reason), reply_to=asked))
+    assert found.refused == {7: "unknown node setting 'data-pth'"}
 
 
 def test_nodes_that_left_are_waited_for_where_the_others_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:

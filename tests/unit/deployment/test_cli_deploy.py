@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedrec_app.cli import commands
+from fedrec_app.config import DataConfig
 from fedrec_app.deployment.certificates import hosts_of, read_certificate
 from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.supervisor import Backoff
@@ -103,6 +104,16 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], tmp_path: Path, mo
     with pytest.raises(ConfigError):
         deploy(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_shards_are_read_is_theirs_to_say_and_the_rest_the_users(tmp_path: Path) -> None:
+    columns = '{"user": "reader"}'
+    rows = DataConfig(options='{"users": 20, "items": 30, "interactions": 200}')
+    dealt = DealtData.deal(rows, 2, tmp_path / "shards")
+    assert dealt.settings["data.columns"] == ""
+    told = dealt.told({"data.columns": columns, "data.name": "ml-100k", "num-server-rounds": 7})
+    assert (told["data.columns"], told["data.name"], told["num-server-rounds"]) == ("", "csv", 7)
+    assert told["data.path"] == str(tmp_path / "shards" / "server")
 
 
 def test_shards_with_a_gap_are_refused(tmp_path: Path) -> None:

@@ -116,6 +116,21 @@ def test_what_a_killed_part_leaves_behind_is_found_in_a_home_that_others_share_t
     wait_until(lambda: not orphan.is_running(), 10, "its end")
 
 
+def test_a_process_that_got_the_number_of_one_that_ended_is_left_alone(tmp_path: Path) -> None:
+    one, other = part(tmp_path / "one", WITH_CHILD), part(tmp_path / "other", STAYS)
+    for each in (one, other):
+        each.start()
+    one.wait(lambda: "here" in one.logged(), 20, "it says so")
+    one.kill()
+    (orphan,) = one.family()
+    assert one.process is not None
+    one.process.pid = other.pid
+    one.stop()
+    assert other.alive
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    other.stop()
+
+
 def test_a_paused_part_is_alive_does_nothing_and_can_be_stopped(tmp_path: Path) -> None:
     one = part(tmp_path, "import time\nwhile True: print('tick', flush=True); time.sleep(0.02)")
     one.start()

@@ -17,8 +17,10 @@ from fedrec_app.artifacts import Made, RunFolder, model_content
 from fedrec_app.config import RunConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
+from fedrec_app.data.extended import catalog_content
 from fedrec_app.data.histories import Histories
 from fedrec_app.errors import ConfigError, StateError
+from fedrec_app.export import FORMATS
 from fedrec_app.export.files import export_run, shared_model
 from fedrec_app.export.graphs import graph_of
 from fedrec_app.export.onnx_file import onnx_content, run_onnx
@@ -28,7 +30,7 @@ from fedrec_app.finished import FinishedRun
 from fedrec_app.models.base import initialise
 from fedrec_app.models.item_item import ItemItem
 from fedrec_app.models.registry import make_model, resolved
-from fedrec_app.serving.bundle import bundle, quantised, read, restored
+from fedrec_app.serving.bundle import CATALOG, bundle, quantised, read, restored
 from tests.small import SMALL
 
 ITEMS, USERS = 60, 12
@@ -87,10 +89,11 @@ def no_network() -> Iterator[None]:
         yield
 
 
-RARE = ("mf-bce", "pfedrec-hidden", "sasrec-masked")
+# One that exports fast and takes a history; of rows the mf of the columns below is.
+QUICK = "itemknn"
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in RARE)) for c in MODELS])
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c != QUICK)) for c in MODELS])
 def test_an_onnx_file_scores_as_torch_does(case: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     run = trained(tmp_path / "run", *MODELS[case])
@@ -249,6 +252,90 @@ def test_scales_that_do_not_fit_and_catalogs_of_others_are_refused(tmp_path: Pat
     write_atomically(tmp_path / "alone" / "model.safetensors", (run.folder.path / "model.safetensors").read_bytes())
     with pytest.raises(StateError, match="cannot be served: no configuration file"):
         read(tmp_path / "alone" / "model.safetensors")
+
+
+def altered(run: FinishedRun, said: dict[str, str] | None = None, **arrays: np.ndarray | None) -> bytes:
+    """Returns a bundle of a run with a right checksum, and with other arrays or metadata; those that are None are left
+    out."""
+    settings = {"settings": json.dumps(run.config.flat()), **(said or {})}
+    catalog = np.frombuffer(catalog_content(run.catalog()), dtype=np.uint8)
+    found = {**run.shared, **{name.replace("__", "/"): array for name, array in arrays.items()}}
+    kept = {name: array for name, array in found.items() if array is not None}
+    return model_content({CATALOG: catalog, **kept}, run.made, None, (), None, settings)
+
+
+TABLE = np.ones((ITEMS, 8), dtype=np.float32)
+WHOLE, STEPS = TABLE.astype(np.int8), TABLE[:, 0]
+INT8 = {"quantised": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("said", "arrays", "message"),
+    [
+        ({"settings": "[1]"}, {}, "its settings are no JSON object"),
+        ({"settings": "[" * 100_000}, {}, "is damaged: .*recursion"),
+        ({"lineage": "../x"}, {}, "lineage '../x'"),
+        ({"quantised": "int4"}, {}, "quantised as 'int4': 'int8' is expected"),
+        (INT8, {"item_embedding": WHOLE}, r"'item_embedding' has shape \(60, 8\) of int8, .* of float32 is expected"),
+        ({}, {"item_embedding": WHOLE}, "of int8, .* of float32 is expected"),
+        (INT8, {"item_embedding": WHOLE[:, :3], "statistics__scale__item_embedding": STEPS}, r"has shape \(60, 3\)"),
+        (
+            INT8,
+            {"item_embedding": WHOLE, "statistics__scale__item_embedding": STEPS.astype(float)},
+            "scales do not fit",
+        ),
+        (INT8, {"item_embedding": TABLE, "statistics__scale__item_embedding": STEPS}, "scales do not fit"),
+        (INT8, {"item_embedding": WHOLE, "statistics__scale__item_embedding": STEPS * np.nan}, "not finite"),
+        ({}, {"item_embedding": TABLE.astype(float)}, "of float64, .* of float32 is expected"),
+        ({}, {"item_embedding": None}, "parameter 'item_embedding' of model 'mf' is missing"),
+        ({}, {"item_embeding": TABLE}, "item_embeding.*did you mean 'item_embedding'"),
+        ({}, {"user_embedding": TABLE[:2]}, "unknown parameter of model 'mf' 'user_embedding'"),
+        ({}, {"item_embedding": TABLE * np.nan}, "'item_embedding' has numbers that are not finite"),
+        ({}, {"statistics__item-counts": np.ones(3)}, r"counts of items have shape \(3,\) of float64"),
+        ({}, {"statistics__item-counts": np.full(ITEMS, -1)}, "counts of items are not all finite and 0 or more"),
+        ({}, {CATALOG.replace("/", "__"): np.frombuffer(b"[" * 100_000, dtype=np.uint8)}, "is damaged"),
+    ],
+)
+def test_a_bundle_with_a_right_checksum_and_wrong_content_is_refused_by_name(
+    tmp_path: Path, said: dict[str, str], arrays: dict[str, Any], message: str
+) -> None:
+    run = trained(tmp_path / "run", "mf", {})
+    assert read_back(altered(run), tmp_path / "b").made == run.made
+    with pytest.raises(StateError, match=message):
+        read_back(altered(run, said, **arrays), tmp_path / "b")
+
+
+def test_neighbours_that_are_no_items_are_refused(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "itemknn", {"neighbors": 7})
+    for bad in (ITEMS, -1, 0.5):
+        neighbors = run.shared["neighbors"].copy()
+        neighbors[5, 2] = bad
+        with pytest.raises(StateError, match="'neighbors' has numbers that are no items: 0 to 59 are expected"):
+            read_back(altered(run, neighbors=neighbors), tmp_path / "b")
+
+
+def test_a_run_that_is_not_finite_is_not_exported(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "mf", {})
+    run.folder.write_model({"item_embedding": TABLE * np.nan}, run.made, None)
+    with pytest.raises(StateError, match=r"run is damaged: parameter 'item_embedding' has numbers that are not finite"):
+        export_run(run.folder, "int8", tmp_path / "m", 3)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "what"), [("model.safetensors", "model"), ("config.toml", "config"), ("link", "model")]
+)
+def test_an_export_never_takes_the_place_of_the_run(tmp_path: Path, format: str, name: str, what: str) -> None:
+    run = trained(tmp_path / "run", "mf", {})
+    model = run.folder.path / "model.safetensors"
+    # A folder whose model is a bundle is a run as well.
+    model.write_bytes(bundle(run, run.catalog()))
+    (tmp_path / "run" / "link").symlink_to(model)
+    before = model.read_bytes()
+    with pytest.raises(StateError, match=f"cannot write .*{name}: it is the run's own {what}"):
+        export_run(run.folder, format, tmp_path / "run" / name, 3)
+    assert model.read_bytes() == before
 
 
 def test_a_machine_without_the_data_compares_on_drawn_histories(tmp_path: Path) -> None:

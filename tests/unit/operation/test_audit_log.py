@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,3 +369,17 @@ def test_a_reply_that_does_not_validate_is_named_with_its_reason(tmp_path: Path)
     log = rounds_with(tmp_path, Nodes(4, lies), {})
     assert [record["dropped"] for record in log] == [{}, {"1": "bad-weight"}, {}, {}]
     assert "1" in log[1]["replies"]
+
+
+def test_a_run_of_a_model_with_several_parameters_verifies(tmp_path: Path) -> None:
+    """In a process of its own: the order in which files give arrays differs from process to process."""
+    folder = run(tmp_path, **{"model.name": "neumf", "checkpoint.every": 1})
+    for _ in range(3):
+        done = subprocess.run(["fedrec", "audit", "verify", str(folder)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_added_to_a_summary_is_found(folder: Path) -> None:
+    summary = RunFolder(folder).read_summary()
+    RunFolder(folder).write_summary({**summary, "privacy": {"epsilon": 0.01}})
+    assert failures(folder) == [("summary.json", len(records(folder)))]

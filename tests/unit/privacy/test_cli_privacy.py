@@ -10,8 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from fedrec_app import node_data
-from fedrec_app.cli import preflight
 from fedrec_app.cli_privacy import add_plan
+from fedrec_app.cli_shared import preflight
 from fedrec_app.errors import ConfigError
 from fedrec_app.privacy import plan as arithmetic
 from fedrec_app.privacy.accounting import default_delta, epsilon, noise_for, rdp_epsilon

@@ -129,6 +129,18 @@ def test_a_node_without_private_rows_folds_in_and_says_so(made: Path, tmp_path: 
     assert found["warnings"][0].endswith("are folded in anew: this machine has no private state of the run")
 
 
+def test_a_model_that_is_not_finite_recommends_nothing(made: Path, node: Path, tmp_path: Path) -> None:
+    """Of a run's folder, whose catalog lies with the data."""
+    folder = RunFolder(Path(shutil.copytree((made / "run").resolve(), tmp_path / "run")))
+    shared, facts, popularity = folder.read_model()
+    folder.write_model({**shared, "item_gmf": shared["item_gmf"] * np.nan}, facts, popularity)
+    catalog = made / "data" / "catalog.jsonl"
+    for user, history, file in (("u3", [], None), ("u3", [], catalog), ("", ["i1"], None), ("", [], None)):
+        own_data = {"path": str(made / "data")}
+        with pytest.raises(StateError, match="parameter 'item_gmf' has numbers that are not finite"):
+            recommend_on_node(folder.path, node, user, history, 5, own_data, file)
+
+
 def test_what_is_missing_or_does_not_fit_is_named(made: Path, node: Path, tmp_path: Path) -> None:
     bundle = made / "bundle.safetensors"
     with pytest.raises(ConfigError, match="give --data-path"):
@@ -168,6 +180,8 @@ def test_a_node_from_feedback_to_recommendation_by_commands(made: Path, node: Pa
     assert answer("feedback", "--state-dir", node, "--user", "u5", "--item", first[0], "--rating", "4") == {
         "added": 1, "events": 1, "set_aside": 0,
     }  # fmt: skip
+    said = invoke("feedback", "--state-dir", tmp_path / "apart", "--user", "u5", "--item", "i1")
+    assert "takes them if this node owns its data (data-path in its --node-config)" in " ".join(said.output.split())
     (tmp_path / "events.tsv").write_text(f"person\titem_id\ttimestamp\nu5\t{first[1]}\t2030-01-01\nu6\t007\t1e9\n")
     many = ["feedback", "--state-dir", node, "--file", tmp_path / "events.tsv", "--columns", "user_id=person"]
     assert answer(*many)["events"] == 3

@@ -68,7 +68,7 @@ def test_a_superlink_that_does_not_answer_is_no_fault_of_a_node() -> None:
 def test_messages_of_a_round_expire_with_it() -> None:
     asked = queries()
     list(Exchange(nodes_that_answer(), asked, 7.5))
-    assert {message.metadata.ttl for message in asked} == {7.5}
+    assert {message.metadata.ttl for message in asked} == {3607.5}
 
 
 def nodes_that_answer() -> Nodes:
