@@ -97,7 +97,7 @@ def _deal(
         sizes = (f"{shards.num_users[node]:,}", f"{shards.num_interactions[node]:,}")
         table.add_row(str(node), *sizes, str(shards.node(node)))
     stderr.print(table)
-    own = f'data-path="{shards.node(0)}" state-dir="/var/lib/fedrec" partition-id=0 num-partitions={nodes}'
+    own = f'data-path="{shards.node(0)}" state-dir="/var/lib/fedrec/state" partition-id=0 num-partitions={nodes}'
     stderr.print(f"a node: --node-config '{own}'", highlight=False, soft_wrap=True, markup=False)
     stdout.print(f"fedrec run CONNECTION -c {shards.settings}", highlight=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.console import say
-from fedrec_app.errors import ConfigError, DataError
+from fedrec_app.errors import ConfigError, DataError, StateError
 from fedrec_app.export import FORMATS
 
 stdout = Console()
@@ -59,6 +59,8 @@ def feedback(
         events = pd.DataFrame({name: pd.Series([value], dtype="object") for name, value in said.items()})
     else:
         raise ConfigError("give --user and --item, or --file (with --columns where its columns have other names)")
+    if not state_dir.expanduser().is_dir():
+        raise StateError(f"there is no state-dir {state_dir}: the one of the node's --node-config is expected")
     kept = Feedback(state_dir.expanduser())
     total = kept.append(events)
     if kept.torn:

@@ -195,5 +195,5 @@ def _how_to_go_on(control: FlowerControl, watch: RunWatch) -> str:
     path = str(watch.folder.path) if watch.folder else watch.said_folder
     if not path or not watch.seen or (watch.folder and not (watch.folder.path / FOLDER).is_dir()):
         return ""
-    setting = f'checkpoint.resume-from="{path}"'
-    return f"; to go on: fedrec run {control.connection} -c {shlex.quote(setting)}"
+    setting = shlex.quote(f'checkpoint.resume-from="{path}"')
+    return f"; to go on: fedrec run {control.connection} -c {setting}"

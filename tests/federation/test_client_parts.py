@@ -372,7 +372,7 @@ def test_config_records_of_training_hold_no_more_than_is_asked(tmp_path: Path) -
             keys.update(config)
 
     simulate({**USERS, "output-dir": str(tmp_path), "strategy.name": "fednova"}, NODES, taps=[tap])
-    assert keys == {Ask.ROUND, Ask.UPDATE, Ask.WEIGHTING, Ask.LINEAGE, Ask.KEEP_ROUND}
+    assert keys == {Ask.ROUND, Ask.UPDATE, Ask.WEIGHTING, Ask.LINEAGE, Ask.CATALOG, Ask.KEEP_ROUND}
 
 
 class Diary(ClientPart):

@@ -178,7 +178,7 @@ def test_an_error_on_the_node_does_not_quote_its_data(tmp_path: Path) -> None:
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
     for handler, expected in ((train, "KeyError on the node"), (query, "data is not usable")):
         with pytest.raises(FedrecError, match=expected) as caught:
-            handler(None, context)  # type: ignore[arg-type]
+            handler(Message(RecordDict(), 1, "train"), context)
         shown = "".join(traceback.format_exception(caught.value))
         assert "anna" not in str(caught.value)
         assert caught.value.__suppress_context__

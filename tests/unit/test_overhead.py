@@ -84,7 +84,7 @@ def test_three_rounds_of_eight_nodes_load_draw_bind_and_compile_once(
     tmp_path: Path, counted: Callable[[Any, str], list[tuple[Any, ...]]], model: str
 ) -> None:
     flat = settings(100 + list(MODELS).index(model), **MODELS[model], **{"output-dir": str(tmp_path)})
-    loaded, cut = counted(node_data.sources, "load"), counted(Prepared, "cohort")
+    loaded, cut = counted(node_data.sources, "load_whole"), counted(Prepared, "cohort")
     rows, draws = counted(node_data, "initial_private"), counted(Candidates, "of")
     bound = counted(model_class(flat.get("model.name", "mf")), "bind")
     dealt = counted(sys.modules[Prepared.__module__], "partition")

@@ -108,7 +108,7 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], tmp_path: Path, mo
 
 def test_how_shards_are_read_is_theirs_to_say_and_the_rest_the_users(tmp_path: Path) -> None:
     columns = '{"user": "reader"}'
-    rows = DataConfig(options='{"users": 20, "items": 30, "interactions": 200}')
+    rows = DataConfig(options='{"num_users": 20, "num_items": 30}')
     dealt = DealtData.deal(rows, 2, tmp_path / "shards")
     assert dealt.settings["data.columns"] == ""
     told = dealt.told({"data.columns": columns, "data.name": "ml-100k", "num-server-rounds": 7})

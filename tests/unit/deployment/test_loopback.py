@@ -29,8 +29,9 @@ with Loopback(pathlib.Path(sys.argv[1]), [{"partition-id": 0, "num-partitions": 
 
 
 def test_a_folder_is_of_one_deployment_at_a_time(tmp_path: Path) -> None:
-    with FileLock(tmp_path / "lock"), pytest.raises(StateError, match="another process has a deployment in"):
-        Loopback(tmp_path, NODES).__enter__()
+    refused = pytest.raises(StateError, match="another process has a deployment in")
+    with FileLock(tmp_path / "lock"), refused, Loopback(tmp_path, NODES):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 

@@ -180,6 +180,7 @@ def test_a_node_from_feedback_to_recommendation_by_commands(made: Path, node: Pa
     assert answer("feedback", "--state-dir", node, "--user", "u5", "--item", first[0], "--rating", "4") == {
         "added": 1, "events": 1, "set_aside": 0,
     }  # fmt: skip
+    (tmp_path / "apart").mkdir()
     said = invoke("feedback", "--state-dir", tmp_path / "apart", "--user", "u5", "--item", "i1")
     assert "takes them if this node owns its data (data-path in its --node-config)" in " ".join(said.output.split())
     (tmp_path / "events.tsv").write_text(f"person\titem_id\ttimestamp\nu5\t{first[1]}\t2030-01-01\nu6\t007\t1e9\n")
@@ -215,6 +216,7 @@ def test_a_file_of_events_with_one_that_is_wrong_adds_nothing(
     tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     (tmp_path / name).write_text(text)
+    (tmp_path / "s").mkdir()
     result = invoke("feedback", "--state-dir", tmp_path / "s", "--file", tmp_path / name)
     assert isinstance(result.exception, FedrecError)
     with pytest.raises(FedrecError, match=message):
@@ -253,3 +255,10 @@ def test_export_and_extend_catalog_by_commands(made: Path, tmp_path: Path) -> No
     grown = invoke("data", "extend-catalog", catalog, "--items", tmp_path / "new.csv", "--out", tmp_path / "c.jsonl")
     assert grown.exit_code == 0
     assert Catalog.from_file(tmp_path / "c.jsonl").item_ids[-1] == "z"
+
+
+def test_a_folder_that_is_no_state_dir_gets_no_feedback(tmp_path: Path) -> None:
+    nowhere = tmp_path / "no" / "state"
+    done = invoke("feedback", "--state-dir", nowhere, "--user", "u", "--item", "i")
+    assert "there is no state-dir" in str(done.exception)
+    assert not nowhere.exists()
