@@ -78,7 +78,8 @@ def write_shards(
         dataset.catalog.to_file(out / "server" / "catalog.jsonl")
         for node in range(num_nodes):
             shard = dataset.restricted(nodes == node, of_row == node, dataset.catalog)
-            _, options = write_clean(shard, out / f"node-{node}")
+            _, options = write_clean(shard, folder := out / f"node-{node}")
+            folder.chmod(0o700)  # what users did is for the node's own eyes
         flat: dict[str, Scalar] = {
             "data.name": "csv",
             "data.path": str(out / "server"),

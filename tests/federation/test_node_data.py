@@ -78,6 +78,7 @@ def test_a_shard_has_its_own_users_and_the_server_none(shards: Shards) -> None:
         assert len(table) == shards.num_interactions[k]
         assert table["user_id"].nunique() == shards.num_users[k]
         found += sorted(table["user_id"].unique())
+        assert shards.node(k).stat().st_mode & 0o777 == 0o700
     assert sorted(found) == sorted(everyone.users.index)
     assert [path.name for path in (shards.folder / "server").iterdir()] == ["catalog.jsonl"]
 
