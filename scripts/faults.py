@@ -25,6 +25,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedrec_app.flower_process import ends_through_finally
+
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 stderr = Console(stderr=True)
 
@@ -150,4 +152,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    commands()
+    with ends_through_finally():  # or SIGTERM would leave a deployment behind
+        commands()

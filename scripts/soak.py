@@ -26,6 +26,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedrec_app.flower_process import ends_through_finally
+
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 stderr = Console(stderr=True)
 
@@ -185,4 +187,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    commands()
+    with ends_through_finally():  # or SIGTERM would leave a deployment behind
+        commands()
