@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,21 +17,18 @@ from fedrec_app.artifacts import RunFolder
 from fedrec_app.cli_audit import add_audit
 from fedrec_app.cli_compare import add_compare
 from fedrec_app.cli_data import data_commands
-from fedrec_app.cli_deploy import add_loopback, deploy_commands
+from fedrec_app.cli_deploy import deploy_commands
 from fedrec_app.cli_fusion import add_fusion, parse_weights
 from fedrec_app.cli_model import model_commands
 from fedrec_app.cli_node import add_node, extend_catalog, recommend_here
 from fedrec_app.cli_operate import add_operate
 from fedrec_app.cli_privacy import add_plan, privacy_commands
-from fedrec_app.cli_run import add_runs, trained_there
-from fedrec_app.cli_shared import escaped, preflight, show_result, stderr
+from fedrec_app.cli_run import add_runs
+from fedrec_app.cli_shared import escaped, stderr
 from fedrec_app.cli_strategy import strategy_commands
 from fedrec_app.cli_tune import add_tune
 from fedrec_app.errors import ConfigError, FedrecError
 from fedrec_app.operation import json_log
-
-if TYPE_CHECKING:
-    pass
 
 commands = typer.Typer(
     name="fedrec", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -133,12 +130,11 @@ def recommend(
 add_fusion(commands)
 add_node(commands)
 add_tune(commands)
-add_compare(commands, preflight)
+add_compare(commands)
 add_operate(commands)
 data_commands.command("extend-catalog")(extend_catalog)
-add_plan(privacy_commands, preflight)
-add_audit(privacy_commands, preflight)
-add_loopback(deploy_commands, preflight, trained_there, show_result)
+add_plan(privacy_commands)
+add_audit(privacy_commands)
 
 
 if __name__ == "__main__":

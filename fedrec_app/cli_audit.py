@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.cli_settings import Preflight, RunSettings
+from fedrec_app.cli_shared import RunSettings, preflight
 from fedrec_app.config import parse_overrides
 from fedrec_app.console import say
 
@@ -25,42 +25,36 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True)
 
 
-def add_audit(group: typer.Typer, preflight: Preflight) -> None:
-    """Adds the command.
+def add_audit(group: typer.Typer) -> None:
+    """Adds the command to `fedrec privacy`."""
+    group.command()(audit)
 
-    Args:
-        group: `fedrec privacy`.
-        preflight: checks settings, makes paths absolute, and prints what is not at its default.
-    """
 
-    @group.command()
-    def audit(
-        settings: RunSettings = None,
-        run: Annotated[
-            Path | None,
-            typer.Option("--run", help="Folder of a run: its settings, parameters and ledger; -c changes settings."),
-        ] = None,
-        releases: Annotated[
-            int, typer.Option(min=8, help="Releases of the canary audit, half with the canary.")
-        ] = 2000,
-        users: Annotated[int, typer.Option(min=1, help="Users whose items are looked for, at most.")] = 200,
-        as_json: Annotated[bool, typer.Option("--json", help="Print what was found as a JSON object.")] = False,
-    ) -> None:
-        """Attack a run's releases and updates with its own code; fail where they give away more than it claims."""
-        from fedrec_app.audits.audit import audit as audit_run
-        from fedrec_app.finished import FinishedRun
+def audit(
+    settings: RunSettings = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Folder of a run: its settings, parameters and ledger; -c changes settings."),
+    ] = None,
+    releases: Annotated[int, typer.Option(min=8, help="Releases of the canary audit, half with the canary.")] = 2000,
+    users: Annotated[int, typer.Option(min=1, help="Users whose items are looked for, at most.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as a JSON object.")] = False,
+) -> None:
+    """Attack a run's releases and updates with its own code; fail where they give away more than it claims."""
+    from fedrec_app.audits.audit import audit as audit_run
+    from fedrec_app.finished import FinishedRun
 
-        logging.getLogger("flwr").setLevel(logging.WARNING)
-        finished = None if run is None else FinishedRun.read(RunFolder(run))
-        flat = {**({} if finished is None else finished.config.flat()), **parse_overrides(settings or [])}
-        config = preflight(flat)
-        with _bars() as watch:
-            found = audit_run(config, finished, releases, users, watch)
-        _show(found)
-        if as_json:
-            print(json.dumps(found.to_json()))
-        if found.problems():
-            raise typer.Exit(1)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    finished = None if run is None else FinishedRun.read(RunFolder(run))
+    flat = {**({} if finished is None else finished.config.flat()), **parse_overrides(settings or [])}
+    config = preflight(flat)
+    with _bars() as watch:
+        found = audit_run(config, finished, releases, users, watch)
+    _show(found)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    if found.problems():
+        raise typer.Exit(1)
 
 
 @contextmanager

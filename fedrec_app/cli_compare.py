@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.cli_settings import Preflight
+from fedrec_app.cli_shared import preflight
 from fedrec_app.config import parse_overrides
 from fedrec_app.console import say
 from fedrec_app.errors import StateError
@@ -31,60 +31,52 @@ stderr = Console(stderr=True)
 _ALL = "federated,centralised,local-only,popularity"
 
 
-def add_compare(commands: typer.Typer, preflight: Preflight) -> None:
-    """Adds the command.
+def add_compare(commands: typer.Typer) -> None:
+    """Adds the command to the program's."""
+    commands.command()(compare)
 
-    Args:
-        commands: of the command line.
-        preflight: checks settings, makes paths absolute, and prints what is not at its default.
-    """
 
-    @commands.command()
-    def compare(
-        settings: Annotated[
-            list[str] | None,
-            typer.Option("-c", "--run-config", help="Settings of the federated row, as for `fedrec simulate`."),
-        ] = None,
-        num_nodes: Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")] = 2,
-        seeds: Annotated[int, typer.Option(min=1, help="How many seeds each row has: the run's own and the next.")] = 1,
-        rows: Annotated[str, typer.Option(help="Which rows, with commas.")] = _ALL,
-        centralised: Annotated[
-            list[str] | None,
-            typer.Option(help="Settings of the centralised row alone, such as 'train.learning-rate=0.1'."),
-        ] = None,
-        local_rounds: Annotated[
-            int | None,
-            typer.Option(min=1, help="Rounds of a user alone; num-server-rounds, but not above 10, when absent."),
-        ] = None,
-        out: Annotated[
-            Path | None, typer.Option(help="Folder of the result; ./outputs/<date>/<time> when absent.")
-        ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print the rows and differences as a JSON object.")
-        ] = False,
-    ) -> None:
-        """Run a model federated, centralised and for every user alone, and popularity, on one split; test any two."""
-        from fedrec_app.compare import compare as compare_rows
-        from fedrec_app.compare_report import write_comparison
-        from fedrec_app.compare_rows import plan_rows
+def compare(
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("-c", "--run-config", help="Settings of the federated row, as for `fedrec simulate`."),
+    ] = None,
+    num_nodes: Annotated[int, typer.Option("--num-nodes", min=1, help="Nodes that the users are dealt to.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds each row has: the run's own and the next.")] = 1,
+    rows: Annotated[str, typer.Option(help="Which rows, with commas.")] = _ALL,
+    centralised: Annotated[
+        list[str] | None,
+        typer.Option(help="Settings of the centralised row alone, such as 'train.learning-rate=0.1'."),
+    ] = None,
+    local_rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of a user alone; num-server-rounds, but not above 10, when absent."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result; ./outputs/<date>/<time> when absent.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows and differences as a JSON object.")] = False,
+) -> None:
+    """Run a model federated, centralised and for every user alone, and popularity, on one split; test any two."""
+    from fedrec_app.compare import compare as compare_rows
+    from fedrec_app.compare_report import write_comparison
+    from fedrec_app.compare_rows import plan_rows
 
-        logging.getLogger("flwr").setLevel(logging.WARNING)
-        flat = parse_overrides(settings or [])
-        preflight(flat)
-        names = [name.strip() for name in rows.split(",") if name.strip()]
-        planned = plan_rows(flat, num_nodes, names, parse_overrides(centralised or []), local_rounds)
-        for row in planned:
-            if row.differs:
-                changed = ", ".join(f"{key} = {here}" for key, (_, here) in row.differs.items())
-                say(f"{row.name} differs from the federated row in: {changed}")
-        folder = _folder(out, str(flat.get("output-dir", "")))
-        with _bars() as watch:
-            found = compare_rows(planned, folder, seeds, watch)
-        report = write_comparison(found)
-        _show(found)
-        say(f"report: {report}")
-        if as_json:
-            print(json.dumps(found.to_json()))
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    flat = parse_overrides(settings or [])
+    preflight(flat)
+    names = [name.strip() for name in rows.split(",") if name.strip()]
+    planned = plan_rows(flat, num_nodes, names, parse_overrides(centralised or []), local_rounds)
+    for row in planned:
+        if row.differs:
+            changed = ", ".join(f"{key} = {here}" for key, (_, here) in row.differs.items())
+            say(f"{row.name} differs from the federated row in: {changed}")
+    folder = _folder(out, str(flat.get("output-dir", "")))
+    with _bars() as watch:
+        found = compare_rows(planned, folder, seeds, watch)
+    report = write_comparison(found)
+    _show(found)
+    say(f"report: {report}")
+    if as_json:
+        print(json.dumps(found.to_json()))
 
 
 def _folder(out: Path | None, output_dir: str) -> Path:

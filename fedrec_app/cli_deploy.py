@@ -5,32 +5,27 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from fedrec_app.cli_settings import Preflight, RunSettings
-from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.cli_run import trained_there
+from fedrec_app.cli_shared import RunSettings, preflight, show_result, stderr
+from fedrec_app.config import Scalar, parse_overrides
 from fedrec_app.console import say
 from fedrec_app.errors import ConfigError, FedrecError
 
 if TYPE_CHECKING:
     from fedrec_app.artifacts import RunFolder
     from fedrec_app.deployment.loopback import Loopback
-    from fedrec_app.superlink_run import SuperLinkRun
 
 deploy_commands = typer.Typer(
     no_args_is_help=True, help="Deployments: certificates, key, units, supervise, loopback; see docs/deployment.md."
 )
-stderr = Console(stderr=True)
-
-Train = Callable[[dict[str, Scalar], RunConfig, str, Mapping[str, str]], "SuperLinkRun"]
-"""Runs settings on a connection in an environment, with a progress bar."""
 _ROUNDS, _NODES = 3, 3
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
@@ -153,63 +148,49 @@ def supervise(
     raise typer.Exit(1)
 
 
-def add_loopback(
-    group: typer.Typer, preflight: Preflight, train: Train, show: Callable[[RunFolder, bool], None]
+@deploy_commands.command()
+def loopback(
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="How many SuperNodes; 3, or one a shard.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Shards, written by `fedrec data prepare NAME --nodes N`.")
+    ] = None,
+    settings: RunSettings = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where the deployment lives, and stays; else it is removed.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it up after the run, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as the last line.")] = False,
 ) -> None:
-    """Adds the command.
+    """Bring up a SuperLink and SuperNodes on this machine, train on them, and end what was started."""
+    from fedrec_app.deployment.dealt_data import DealtData
+    from fedrec_app.deployment.loopback import Loopback
+    from fedrec_app.flower_process import ends_through_finally
 
-    Args:
-        group: `fedrec deploy`.
-        preflight: checks settings, makes paths absolute, and prints what is not at its default.
-        train: see `Train`.
-        show: prints the result of a run.
-    """
-
-    @group.command()
-    def loopback(
-        nodes: Annotated[
-            int | None, typer.Option("--nodes", min=1, help="How many SuperNodes; 3, or one a shard.")
-        ] = None,
-        insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no authentication.")] = False,
-        data: Annotated[
-            Path | None, typer.Option("--data", help="Shards, written by `fedrec data prepare NAME --nodes N`.")
-        ] = None,
-        settings: RunSettings = None,
-        folder: Annotated[
-            Path | None, typer.Option("--folder", help="Where the deployment lives, and stays; else it is removed.")
-        ] = None,
-        keep: Annotated[bool, typer.Option("--keep", help="Leave it up after the run, until Ctrl-C.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the summary as the last line.")] = False,
-    ) -> None:
-        """Bring up a SuperLink and SuperNodes on this machine, train on them, and end what was started."""
-        from fedrec_app.deployment.dealt_data import DealtData
-        from fedrec_app.deployment.loopback import Loopback
-        from fedrec_app.flower_process import ends_through_finally
-
-        flat: dict[str, Scalar] = {"num-server-rounds": _ROUNDS, **parse_overrides(settings or [])}
-        flat["output-dir"] = str(Path(str(flat.get("output-dir") or "outputs")).expanduser().absolute())
-        with ends_through_finally(), _place(folder) as where:
-            dealt = DealtData.read(data) if data else None
-            if dealt is not None:
-                flat = dealt.told(flat)
-            config = preflight(flat)
-            if dealt is None:
-                say(f"dealing the users of {config.data.name} to {nodes or _NODES} nodes")
-                dealt = DealtData.deal(config.data, nodes or _NODES, where / "data")
-                flat = {**flat, **dealt.settings}
-            if nodes not in (None, len(dealt.nodes)):
-                raise ConfigError(f"--nodes {nodes}: {data} has shards of {len(dealt.nodes)} nodes")
-            flat.setdefault("strategy.min-nodes", len(dealt.nodes))
-            started = time.monotonic()
-            with Loopback(where, dealt.nodes, insecure, supervised=True, say=_stamped) as place:
-                say(f"up after {time.monotonic() - started:.1f} s")
-                run = train(flat, config, place.connection, place.environment)
-                if run.folder is None:
-                    raise FedrecError(f"the run completed, but its folder {run.said_folder} is not there")
-                show(run.folder, as_json)
-                stderr.print(_facts(place, run.folder))
-                if keep:
-                    _wait(place)
+    flat: dict[str, Scalar] = {"num-server-rounds": _ROUNDS, **parse_overrides(settings or [])}
+    flat["output-dir"] = str(Path(str(flat.get("output-dir") or "outputs")).expanduser().absolute())
+    with ends_through_finally(), _place(folder) as where:
+        dealt = DealtData.read(data) if data else None
+        if dealt is not None:
+            flat = dealt.told(flat)
+        config = preflight(flat)
+        if dealt is None:
+            say(f"dealing the users of {config.data.name} to {nodes or _NODES} nodes")
+            dealt = DealtData.deal(config.data, nodes or _NODES, where / "data")
+            flat = {**flat, **dealt.settings}
+        if nodes not in (None, len(dealt.nodes)):
+            raise ConfigError(f"--nodes {nodes}: {data} has shards of {len(dealt.nodes)} nodes")
+        flat.setdefault("strategy.min-nodes", len(dealt.nodes))
+        started = time.monotonic()
+        with Loopback(where, dealt.nodes, insecure, supervised=True, say=_stamped) as place:
+            say(f"up after {time.monotonic() - started:.1f} s")
+            run = trained_there(flat, config, place.connection, place.environment)
+            if run.folder is None:
+                raise FedrecError(f"the run completed, but its folder {run.said_folder} is not there")
+            show_result(run.folder, as_json)
+            stderr.print(_facts(place, run.folder))
+            if keep:
+                _wait(place)
 
 
 @contextmanager

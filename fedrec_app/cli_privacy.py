@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedrec_app.cli_settings import Preflight, RunSettings
+from fedrec_app.cli_shared import RunSettings, preflight
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.console import say
 from fedrec_app.errors import ConfigError
@@ -25,71 +25,67 @@ _ASSUMED = 8.0
 """Epsilon, where only a clipping bound is given."""
 
 
-def add_plan(group: typer.Typer, preflight: Preflight) -> None:
-    """Adds the command.
+def add_plan(group: typer.Typer) -> None:
+    """Adds the command to `fedrec privacy`."""
+    group.command()(plan)
 
-    Args:
-        group: `fedrec privacy`.
-        preflight: checks settings, makes paths absolute, and prints what is not at its default.
-    """
 
-    @group.command()
-    def plan(
-        users: Annotated[int | None, typer.Option(help="N; those of the settings' data set when absent.")] = None,
-        sampling_rate: Annotated[
-            float | None, typer.Option(help="q, with which a user takes part in a round; that of the settings.")
-        ] = None,
-        rounds: Annotated[int | None, typer.Option(help="Of the run; those of the settings when absent.")] = None,
-        delta: Annotated[float | None, typer.Option(help="Of the guarantee; 1/users^1.1 when absent.")] = None,
-        epsilon: Annotated[float | None, typer.Option(help="Look for the noise that keeps to this epsilon.")] = None,
-        noise_multiplier: Annotated[
-            float | None, typer.Option(help="z: say what noise of z times the clipping bound costs.")
-        ] = None,
-        clip_norm: Annotated[
-            float | None, typer.Option(help=f"C: say how much noise that is; for epsilon {_ASSUMED:g} if alone.")
-        ] = None,
-        metrics_noise_multiplier: Annotated[
-            float | None, typer.Option(help="Charge noised test metrics too; as the settings do when absent, 0: not.")
-        ] = None,
-        parameters: Annotated[
-            int | None, typer.Option(help="Shared numbers of the model; those of the settings' model when absent.")
-        ] = None,
-        settings: RunSettings = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
-    ) -> None:
-        """Say what a run with user-level privacy costs, how loud its noise is, and what would help."""
-        from fedrec_app.privacy.accounting import default_delta
-        from fedrec_app.privacy.events import Gaussian
-        from fedrec_app.privacy.plan import Design, neighbours
+def plan(
+    users: Annotated[int | None, typer.Option(help="N; those of the settings' data set when absent.")] = None,
+    sampling_rate: Annotated[
+        float | None, typer.Option(help="q, with which a user takes part in a round; that of the settings.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Of the run; those of the settings when absent.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Of the guarantee; 1/users^1.1 when absent.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Look for the noise that keeps to this epsilon.")] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="z: say what noise of z times the clipping bound costs.")
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help=f"C: say how much noise that is; for epsilon {_ASSUMED:g} if alone.")
+    ] = None,
+    metrics_noise_multiplier: Annotated[
+        float | None, typer.Option(help="Charge noised test metrics too; as the settings do when absent, 0: not.")
+    ] = None,
+    parameters: Annotated[
+        int | None, typer.Option(help="Shared numbers of the model; those of the settings' model when absent.")
+    ] = None,
+    settings: RunSettings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Say what a run with user-level privacy costs, how loud its noise is, and what would help."""
+    from fedrec_app.privacy.accounting import default_delta
+    from fedrec_app.privacy.events import Gaussian
+    from fedrec_app.privacy.plan import Design, neighbours
 
-        flat = parse_overrides(settings or [])
-        target, noise = _asked(flat, epsilon, noise_multiplier, clip_norm)
-        config = _configured(flat, target, preflight)
-        if users is None:
-            users = _users_of(config, flat)
-        others: list[Gaussian] = []
-        if metrics_noise_multiplier is None:
-            others = _metrics_of(config, flat)
-        elif metrics_noise_multiplier:
-            others = [Gaussian(metrics_noise_multiplier)]
-        design = Design(
-            users,
-            _first(sampling_rate, config.privacy.sampling_rate),
-            _first(rounds, config.num_server_rounds),
-            _first(delta, config.privacy.delta or default_delta(users)),
-            noise,
-            # Without a model's settings the bound is the unit of all that is said of noise.
-            _first(clip_norm, float(config.privacy.clip_norm) if flat else 1.0),
-            _parameters_of(config) if parameters is None and flat else parameters or 0,
-            tuple(others),
-        )
-        if target:
-            design = design.at_epsilon(target)
-        rows = [("as asked", design), *neighbours(design)]
-        if as_json:
-            print(json.dumps(_to_json(rows)))
-        else:
-            _show(rows)
+    flat = parse_overrides(settings or [])
+    target, noise = _asked(flat, epsilon, noise_multiplier, clip_norm)
+    config = _configured(flat, target)
+    if users is None:
+        users = _users_of(config, flat)
+    others: list[Gaussian] = []
+    if metrics_noise_multiplier is None:
+        others = _metrics_of(config, flat)
+    elif metrics_noise_multiplier:
+        others = [Gaussian(metrics_noise_multiplier)]
+    design = Design(
+        users,
+        _first(sampling_rate, config.privacy.sampling_rate),
+        _first(rounds, config.num_server_rounds),
+        _first(delta, config.privacy.delta or default_delta(users)),
+        noise,
+        # Without a model's settings the bound is the unit of all that is said of noise.
+        _first(clip_norm, float(config.privacy.clip_norm) if flat else 1.0),
+        _parameters_of(config) if parameters is None and flat else parameters or 0,
+        tuple(others),
+    )
+    if target:
+        design = design.at_epsilon(target)
+    rows = [("as asked", design), *neighbours(design)]
+    if as_json:
+        print(json.dumps(_to_json(rows)))
+    else:
+        _show(rows)
 
 
 def _first(given: Any, otherwise: Any) -> Any:
@@ -122,7 +118,7 @@ def _asked(
     return _ASSUMED, 0.0
 
 
-def _configured(flat: dict[str, Scalar], target: float, preflight: Preflight) -> RunConfig:
+def _configured(flat: dict[str, Scalar], target: float) -> RunConfig:
     """Returns the settings of the run that is planned: user-level privacy is added where they leave it out."""
     if not flat:
         return RunConfig()

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,6 +20,9 @@ from fedrec_app.operation import json_log
 from fedrec_app.paths import absolute, default_output_dir
 
 stderr = Console(stderr=True)
+RunSettings = Annotated[
+    list[str] | None, typer.Option("-c", "--run-config", help="Settings of the run, as for `fedrec simulate`.")
+]
 
 
 def preflight(flat: dict[str, Scalar]) -> RunConfig:

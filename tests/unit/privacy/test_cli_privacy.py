@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from fedrec_app import node_data
 from fedrec_app.cli_privacy import add_plan
-from fedrec_app.cli_shared import preflight
 from fedrec_app.errors import ConfigError
 from fedrec_app.privacy import plan as arithmetic
 from fedrec_app.privacy.accounting import default_delta, epsilon, noise_for, rdp_epsilon
@@ -31,7 +30,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def invoke(*arguments: str) -> str:
     """Returns what the command prints on standard output."""
     commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    add_plan(commands, preflight)
+    add_plan(commands)
     done = CliRunner().invoke(commands, list(arguments), env={"COLUMNS": "80"})
     if isinstance(done.exception, Exception):
         raise done.exception
