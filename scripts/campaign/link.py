@@ -72,6 +72,9 @@ class Link:
             far.settimeout(None)
             with self._lock:
                 self._open |= {near, far}
+            if self._refuses:  # since it began to connect
+                self._close_all()
+                continue
             for source, target in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 
@@ -91,9 +94,11 @@ class Link:
                 one.shutdown(socket.SHUT_RD)
             _reset(one)
 
-    def _end(self, *ended: socket.socket) -> None:
+    def _end(self, *two: socket.socket) -> None:
         with self._lock:
-            self._open -= set(ended)
+            # Who drops a connection takes it away first: an orderly end must not come before the reset.
+            ended = self._open & set(two)
+            self._open -= ended
         for one in ended:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
