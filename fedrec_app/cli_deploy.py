@@ -86,9 +86,10 @@ def units(
 ) -> None:
     """Write a systemd unit for a SuperLink or a SuperNode, which restarts it with back-off."""
     from fedrec_app.deployment.certificates import Certificates
-    from fedrec_app.deployment.commands import SuperLinkSettings, SuperNodeSettings, host_and_port
+    from fedrec_app.deployment.commands import SuperLinkSettings, SuperNodeSettings
     from fedrec_app.deployment.supervisor import Backoff
     from fedrec_app.deployment.units import write_unit
+    from fedrec_app.flower_process import host_and_port
 
     if bool(superlink) == bool(listen):
         raise ConfigError(

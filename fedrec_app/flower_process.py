@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from fedrec_app.errors import FedrecError
+from fedrec_app.errors import ConfigError, FedrecError
 
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -75,6 +75,21 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Returns the two parts of an address.
+
+    Args:
+        text: HOST:PORT.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{text!r} is no HOST:PORT")
+    return host, int(port)
 
 
 @contextlib.contextmanager

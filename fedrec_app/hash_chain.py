@@ -148,7 +148,7 @@ class ChainFile:
         Raises:
             StateError: another process writes it, or the disk does not allow it.
         """
-        with _alone(path) as lock:
+        with alone(path, str(path), _PATIENCE) as lock:
             content = path.read_bytes() if path.is_file() else b""
             found, aside = read(content), {}
             why = f"line {found.damaged} is damaged" if found.damaged else doubt(found)
@@ -182,10 +182,7 @@ class ChainFile:
         if self._descriptor < 0:
             raise StateError(f"{self.path} is closed: it takes no more lines")
         try:
-            # By one call, so that a crash can hardly cut it.
-            if os.write(self._descriptor, text) != len(text):
-                raise OSError("the disk took only a part of the line")
-            os.fsync(self._descriptor)
+            append_line(self._descriptor, text)
         except OSError as error:
             self.close()
             raise StateError(f"cannot write {self.path}: {error}") from None
@@ -234,21 +231,38 @@ def _lock_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
+def append_line(descriptor: int, text: bytes) -> None:
+    """Writes a line to the disk, by one call so that a crash can hardly cut it.
+
+    Raises:
+        OSError: the disk does not take it, or took only a part of it.
+    """
+    if os.write(descriptor, text) != len(text):
+        raise OSError("the disk took only a part of the line")
+    os.fsync(descriptor)
+
+
 @contextmanager
-def _alone(path: Path) -> Iterator[FileLock]:
+def alone(path: Path, named: str, patience: float) -> Iterator[FileLock]:
     """Gives the lock of a file, taken; whatever is raised inside gives it back.
+
+    Args:
+        path: the file; its folder is made.
+        named: what errors call it.
+        patience: seconds to wait for somebody else.
 
     Raises:
         StateError: somebody else has it, or the disk does not do what is asked of it inside.
     """
-    lock = FileLock(_lock_path(path), timeout=_PATIENCE, thread_local=False)
+    lock = FileLock(_lock_path(path), timeout=patience, thread_local=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         yield lock
     except Timeout:
-        raise StateError(f"{path} is in use by another process") from None
+        raise StateError(f"{named} is in use by another process") from None
     except BaseException as error:
         lock.release()
         if not isinstance(error, OSError):
             raise
-        raise StateError(f"cannot open {path}: {error}") from None
+        raise StateError(f"cannot open {named}: {error}") from None

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from fedrec_app.data.validation import as_ids, as_numbers, as_seconds
 from fedrec_app.errors import DataError, StateError
-from fedrec_app.files import write_atomically
+from fedrec_app.files import sync_folder, write_atomically
 
 FILE, TORN = "feedback.jsonl", "feedback-torn.jsonl"
 LONGEST_ID = 256
@@ -235,8 +235,4 @@ def _append(path: Path, content: bytes) -> None:
             raise
     finally:
         os.close(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

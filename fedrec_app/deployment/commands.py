@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedrec_app.deployment.certificates import Certificates
-from fedrec_app.errors import ConfigError
 from fedrec_app.flower_process import executable
 
 
@@ -64,18 +63,3 @@ class SuperNodeSettings:
         line += ["--node-config", str(self.node_config)]
         line += ["--insecure"] if self.ca is None else ["--root-certificates", str(self.ca)]
         return line if self.key is None else [*line, "--auth-supernode-private-key", str(self.key)]
-
-
-def host_and_port(text: str) -> tuple[str, int]:
-    """Returns the two parts of an address.
-
-    Args:
-        text: HOST:PORT.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{text!r} is no HOST:PORT")
-    return host, int(port)

@@ -33,7 +33,7 @@ class DealtData:
             flat: the user's settings, by dotted key.
         """
         read = {key: self.settings[key] for key in _OF_SHARDS if key in self.settings}
-        return {**self.settings, **flat, "data.columns": "", **read}
+        return {**self.settings, **flat, **read}
 
     @classmethod
     def read(cls, folder: Path) -> DealtData:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from fedrec_app.deployment.commands import host_and_port
 from fedrec_app.deployment.part import Part
 from fedrec_app.errors import ConfigError
-from fedrec_app.flower_process import listens
+from fedrec_app.flower_process import host_and_port, listens
 
 PATIENCE = 90.0
 """Seconds; a SuperNode that lost its SuperLink tries again after 20 s at most."""

@@ -13,6 +13,8 @@ import psutil
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from fedrec_app.errors import ConfigError
+from fedrec_app.flower_process import host_and_port
 from fedrec_app.operation.checks import Check
 
 _SOON = 30
@@ -83,7 +85,7 @@ def _connection(name: str, path: Path) -> tuple[Check, str, Path | None]:
     address = str(said["address"])
     ca = Path(str(said["root-certificates"])).expanduser() if said.get("root-certificates") else None
     ca = ca if ca is None or ca.is_absolute() else path.parent / ca
-    if said.get("insecure") and _host_port(address)[0] not in _LOOPBACK:
+    if said.get("insecure") and address.rpartition(":")[0].strip("[]") not in _LOOPBACK:
         advice = 'set root-certificates="/path/ca.crt" in its place'
         return Check(label, "failed", f"{address}, in plain text over a network", advice), address, ca
     return Check(label, "ok", f"{address}, {'in plain text' if said.get('insecure') else 'TLS'}"), address, ca
@@ -111,9 +113,11 @@ def reachable(address: str, ca: Path | None) -> list[Check]:
         address: HOST:PORT.
         ca: certificate of the authority; None: TLS is not tried.
     """
-    host, port = _host_port(address)
-    if not port:
-        return [Check("SuperLink", "failed", f"{address!r} is no HOST:PORT", "such as localhost:9093")]
+    try:
+        host, port = host_and_port(address)
+    except ConfigError as error:
+        return [Check("SuperLink", "failed", str(error), "such as localhost:8000")]
+    host = host.strip("[]")
     try:
         with socket.create_connection((host, port), timeout=_PATIENCE) as plain:
             found = [Check("SuperLink", "ok", f"{address} answers")]
@@ -156,11 +160,6 @@ def _lasting(certificate: x509.Certificate, name: str) -> Check:
     if certificate.not_valid_after_utc <= now:
         return Check(name, "failed", f"expired {-days} days ago, {until}", _NEW)
     return Check(name, "warning" if days < _SOON else "ok", f"{days} days, {until}", _NEW if days < _SOON else "")
-
-
-def _host_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port) if port.isdecimal() and 0 < int(port) < 65536 else 0
 
 
 def _listener(port: int) -> str:

@@ -12,15 +12,16 @@ is damage.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from fedrec_app.errors import StateError
+from fedrec_app.files import sync_folder
+from fedrec_app.hash_chain import alone, append_line
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.ledger_lines import Chain, Charge, header_line, read_lines, torn_event
 
@@ -53,11 +54,11 @@ class Ledger:
             TypeError, ValueError: the header is not made of JSON values.
         """
         line = header_line(header)
-        with _alone(path) as lock:
+        with alone(path, f"the privacy ledger {path}", patience=0) as lock:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
             try:
-                _append(descriptor, line)
-                _sync_folder(path.parent)
+                append_line(descriptor, line)
+                sync_folder(path.parent)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -72,7 +73,7 @@ class Ledger:
         """
         if not path.is_file():
             raise StateError(f"no privacy ledger {path}: without it nobody knows what the run has released")
-        with _alone(path) as lock:
+        with alone(path, f"the privacy ledger {path}", patience=0) as lock:
             content = path.read_bytes()
             end = content.rfind(b"\n") + 1
             chain, torn = read_lines(path, content[:end]), content[end:]
@@ -95,7 +96,7 @@ class Ledger:
         if self._descriptor < 0:
             raise StateError(f"the privacy ledger {self.path} is closed: it takes no more charges")
         try:
-            _append(self._descriptor, line)
+            append_line(self._descriptor, line)
         except BaseException as error:
             self.close()  # how much of the line is there only `open` finds out
             if not isinstance(error, OSError):
@@ -171,40 +172,3 @@ def _mend(path: Path, chain: Chain, end: int, torn: bytes) -> str:
         chain.add(line)
     done = "before its event, it is removed" if event is None else "it counts as charged"
     return f"a crash cut line {number} of the privacy ledger {path} short: {done}"
-
-
-def _append(descriptor: int, line: bytes) -> None:
-    """Writes a line to the disk, by one call so that a crash can hardly cut it."""
-    if os.write(descriptor, line) != len(line):
-        raise OSError("the disk took only a part of the line")
-    os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes sure that a power cut leaves a new file in its folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[FileLock]:
-    """Gives the lock of a ledger, taken; whatever is raised inside gives it back.
-
-    Raises:
-        StateError: somebody else has it, or the disk does not do what is asked of it inside.
-    """
-    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0, thread_local=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        yield lock
-    except Timeout:
-        raise StateError(f"the privacy ledger {path} is in use by another process") from None
-    except BaseException as error:
-        lock.release()
-        if not isinstance(error, OSError):
-            raise
-        raise StateError(f"cannot open the privacy ledger {path}: {error}") from None
