@@ -19,6 +19,7 @@ from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
 from fedrec_app.errors import ConfigError, StateError
 from fedrec_app.models.base import Recommender, initialise
+from fedrec_app.models.fit import require_fit
 from fedrec_app.models.registry import make_model
 from fedrec_app.private_state import PrivateState
 from fedrec_app.records import Arrays
@@ -128,6 +129,40 @@ class FinishedRun:
             raise StateError(f"the run in {self.name} has no {metric} on validation: give weights")
         return float(value)
 
+    def counts(self, num_items: int) -> NDArray[np.float64] | None:
+        """Returns (num_items,) training interactions of each item; None where not all nodes told them.
+
+        Raises:
+            StateError: they are no such numbers.
+        """
+        if (found := self.popularity) is None:
+            return None
+        wrong = ""
+        if found.shape != (num_items,) or found.dtype.kind not in "iuf":
+            wrong = f"have shape {found.shape} of {found.dtype}, numbers of shape ({num_items},) are expected"
+        elif not (np.isfinite(found).all() and (found >= 0).all()):
+            wrong = "are not all finite and 0 or more"
+        if wrong:
+            raise StateError(f"{self.name} is damaged: its counts of items {wrong}")
+        return found.astype(np.float64)
+
+    def model(self, catalog: Catalog, cohort: Cohort | None = None) -> Recommender:
+        """Returns its model as it starts, which the run's parameters fit.
+
+        Args:
+            catalog: the items.
+            cohort: whose private rows it has.
+
+        Raises:
+            StateError: the model cannot be made, or a parameter is not one of it.
+        """
+        try:
+            model = initialise(make_model(self.config.model), catalog, cohort, self.config.seed)
+        except ConfigError as error:
+            raise StateError(f"{self.name} cannot be served: {error}") from None
+        require_fit(model, self.shared, self.name)
+        return model
+
     def serve(self, catalog: Catalog, cohort: Cohort, purpose: str) -> Served:
         """Returns the scores of users for what they did in `cohort.train`.
 
@@ -138,9 +173,11 @@ class FinishedRun:
             catalog: the items.
             cohort: who is scored.
             purpose: keeps samples of the fold-in apart from those of others; "fold-in-<part>" in evaluation.
+
+        Raises:
+            StateError: see `model`.
         """
-        config = self.config
-        model: Recommender = initialise(make_model(config.model), catalog, cohort, config.seed)
+        config, model = self.config, self.model(catalog, cohort)
         initial = {name: model.get_parameter(name).detach().numpy().copy() for name in model.private_names()}
         nodes = self._states()
         if model.solves_private or not initial:

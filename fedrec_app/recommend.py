@@ -111,15 +111,15 @@ def most_popular(runs: Sequence[FinishedRun], catalog: Catalog, k: int) -> dict[
     """Returns the items that most users met, as `recommend_by` does.
 
     Raises:
-        StateError: no run knows how many did.
+        StateError: no run knows how many did, or one knows it wrong.
     """
-    return {"method": "popularity", **_best(catalog, _popularity(runs), np.zeros(0, dtype=np.int64), k)}
+    return {"method": "popularity", **_best(catalog, _popularity(runs, len(catalog)), np.zeros(0, dtype=np.int64), k)}
 
 
-def _popularity(runs: Sequence[FinishedRun]) -> NDArray[np.float64]:
+def _popularity(runs: Sequence[FinishedRun], num_items: int) -> NDArray[np.float64]:
     for run in runs:
-        if run.popularity is not None:
-            return run.popularity.astype(np.float64)
+        if (counts := run.counts(num_items)) is not None:
+            return counts
     raise StateError("this run has no popularity: not every node told its counts (privacy.min-cohort)")
 
 

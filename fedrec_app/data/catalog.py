@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -94,17 +95,23 @@ class Catalog:
 
     def to_file(self, path: str | Path) -> None:
         """Writes the catalog as Parquet (a name that ends in .parquet) or else as JSON lines, one item a line."""
-        path = Path(path)
+        Path(path).write_bytes(self.content(Path(path).suffix))
+
+    def content(self, suffix: str = ".jsonl") -> bytes:
+        """Returns what `to_file` writes.
+
+        Args:
+            suffix: ".parquet", or another for JSON lines.
+        """
         table = self.features.copy()
         table.insert(0, "item_id", self._index)
-        if path.suffix == ".parquet":
-            table.to_parquet(path, index=False)
-            return
+        if suffix == ".parquet":
+            table.to_parquet(buffer := io.BytesIO(), index=False)
+            return buffer.getvalue()
         names = [str(name) for name in table.columns]
         columns = [[_canonical(value) for value in column] for _, column in table.items()]
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            for row in zip(*columns, strict=True):
-                file.write(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n")
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
     @classmethod
     def from_file(cls, path: str | Path) -> Catalog:
@@ -116,14 +123,28 @@ class Catalog:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"no catalog file at {path}")
-        if path.suffix == ".parquet":
+        return cls.from_content(path.read_bytes(), str(path), path.suffix)
+
+    @classmethod
+    def from_content(cls, content: bytes, origin: str, suffix: str = ".jsonl") -> Catalog:
+        """Returns the catalog whose file has this content.
+
+        Args:
+            content: of the file.
+            origin: its name, for errors.
+            suffix: ".parquet", or another for JSON lines.
+
+        Raises:
+            DataError: it is empty or malformed; the line is named.
+        """
+        if suffix == ".parquet":
             try:
-                table = pd.read_parquet(path)
+                table = pd.read_parquet(io.BytesIO(content))
             except (ValueError, OSError) as error:
-                raise DataError(f"{path} is not a Parquet file: {error}") from error
+                raise DataError(f"{origin} is not a Parquet file: {error}") from error
         else:
-            table = _read_json_lines(path)
-        return cls.from_table(table, str(path))
+            table = _read_json_lines(content, origin)
+        return cls.from_table(table, origin)
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, origin: str) -> Catalog:
@@ -145,21 +166,24 @@ class Catalog:
         return cls(tuple(str(value) for value in ids), table.drop(columns="item_id"))
 
 
-def _read_json_lines(path: Path) -> pd.DataFrame:
+def _read_json_lines(content: bytes, origin: str) -> pd.DataFrame:
+    try:
+        lines = io.StringIO(content.decode(), newline=None)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin} is not UTF-8 text: {error}") from error
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict) or "item_id" not in row:
-                raise DataError(f"{path} line {number} is not an object with a key 'item_id'")
-            rows.append(row)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{origin} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict) or "item_id" not in row:
+            raise DataError(f"{origin} line {number} is not an object with a key 'item_id'")
+        rows.append(row)
     if not rows:
-        raise DataError(f"{path} is empty")
+        raise DataError(f"{origin} is empty")
     names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows]) for name in names})
 

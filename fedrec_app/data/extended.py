@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -61,20 +60,8 @@ def extend_file(catalog: Path, items: Path, out: Path) -> tuple[int, int]:
     after = extended(before, new)
     try:
         mode = catalog.stat().st_mode & 0o777
-        write_atomically(out, catalog_content(after, out.suffix))
+        write_atomically(out, after.content(out.suffix))
         out.chmod(mode)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error}") from None
     return len(after), len(before)
-
-
-def catalog_content(catalog: Catalog, suffix: str = ".jsonl") -> bytes:
-    """Returns the content of a catalog's file.
-
-    Args:
-        catalog: of at least one item.
-        suffix: ".parquet", or another for JSON lines.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        catalog.to_file(file := Path(folder) / f"catalog{suffix}")
-        return file.read_bytes()

@@ -21,10 +21,8 @@ from fedrec_app.export.onnx_file import onnx_content, require_extra, run_onnx
 from fedrec_app.export.parity import Scores, compare, sampled_users
 from fedrec_app.files import write_atomically
 from fedrec_app.finished import FinishedRun, Served
-from fedrec_app.models.base import Recommender, initialise
-from fedrec_app.models.registry import make_model
+from fedrec_app.models.base import Recommender
 from fedrec_app.serving.bundle import bundle, read, served_as
-from fedrec_app.serving.fit import require_fit
 from fedrec_app.training.users import load_shared
 
 
@@ -53,7 +51,6 @@ def export_run(folder: RunFolder, kind: str, out: Path, users: int = 200) -> dic
         if out.exists() and (folder.path / own_file).exists() and out.samefile(folder.path / own_file):
             raise StateError(f"cannot write {out}: it is the run's own {Path(own_file).stem}")
     catalog = run.catalog()
-    require_fit(run, catalog)
     cohort, last, real = sampled_users(run, len(catalog), users)
     served = run.serve(catalog, cohort, "parity")
     own = _scores(served, cohort)
@@ -79,7 +76,7 @@ def shared_model(run: FinishedRun, catalog: Catalog) -> Recommender:
         run: a finished one.
         catalog: of the run.
     """
-    model = initialise(make_model(run.config.model), catalog, None, run.config.seed)
+    model = run.model(catalog)
     load_shared(model, run.shared, "cpu")
     return model
 

@@ -9,7 +9,6 @@ name the model. With "quantised" = "int8" matrices are whole numbers of 8 bits, 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +19,9 @@ from numpy.typing import NDArray
 from fedrec_app.artifacts import CONFIG, MODEL, POPULARITY, STATISTICS, Made, RunFolder, model_content, read_arrays
 from fedrec_app.config import Scalar
 from fedrec_app.data.catalog import Catalog
-from fedrec_app.data.extended import catalog_content
 from fedrec_app.errors import ConfigError, DataError, StateError
 from fedrec_app.finished import FinishedRun, settings_to_serve
 from fedrec_app.records import Arrays, checked_lineage
-from fedrec_app.serving.fit import require_fit
 
 CATALOG, SCALE = "statistics/catalog", "statistics/scale/"
 _LARGEST = 127
@@ -45,7 +42,7 @@ def bundle(run: FinishedRun, catalog: Catalog, int8: bool = False) -> bytes:
     settings["checkpoint.continue-from"] = ""
     shared, scales = quantised(run.shared) if int8 else (dict(run.shared), {})
     statistics = {
-        CATALOG: np.frombuffer(catalog_content(catalog), dtype=np.uint8),
+        CATALOG: np.frombuffer(catalog.content(), dtype=np.uint8),
         **{SCALE + name: scale for name, scale in scales.items()},
     }
     said = {"settings": json.dumps(settings), **({"quantised": "int8"} if int8 else {})}
@@ -55,8 +52,8 @@ def bundle(run: FinishedRun, catalog: Catalog, int8: bool = False) -> bytes:
 def read(location: Path, state_dir: Path | None = None, catalog: Path | None = None) -> FinishedRun:
     """Returns the run that a bundle, or a run's own folder or model file, serves.
 
-    Its parameters are compared with the model where the catalog is there, so in a bundle always; else whoever finds the
-    catalog calls `require_fit`.
+    Its parameters and counts are compared with the model at once where the catalog is there, so in a bundle always;
+    else when they are used.
 
     Args:
         location: a bundle; a run's folder; or its model.safetensors with config.toml beside it.
@@ -91,7 +88,8 @@ def read(location: Path, state_dir: Path | None = None, catalog: Path | None = N
     folder = RunFolder(location if location.is_dir() else path)
     run = FinishedRun(folder, config, shared, made, arrays.get(POPULARITY), state_dir, items)
     if items is not None:
-        require_fit(run, items)
+        run.model(items)
+        run.counts(len(items))
     return run
 
 
@@ -153,9 +151,7 @@ def _parameters(arrays: Arrays) -> Arrays:
 
 
 def _unpacked(array: NDArray, path: Path) -> Catalog:
-    with tempfile.TemporaryDirectory() as folder:
-        (file := Path(folder) / "catalog.jsonl").write_bytes(array.tobytes())
-        try:
-            return Catalog.from_file(file)
-        except (DataError, ValueError, TypeError, RecursionError) as error:
-            raise StateError(f"{path} is damaged: {error}") from None
+    try:
+        return Catalog.from_content(array.tobytes(), f"its {CATALOG}")
+    except (DataError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"{path} is damaged: {error}") from None

@@ -18,7 +18,6 @@ from fedrec_app.finished import FinishedRun
 from fedrec_app.node_settings import NodeSettings
 from fedrec_app.recommend import find_user, most_popular, ranked, somebody
 from fedrec_app.serving.bundle import read
-from fedrec_app.serving.fit import require_fit
 
 
 def recommend_on_node(
@@ -58,7 +57,7 @@ def recommend_on_node(
     run = read(model, state_dir, catalog)
     alone = np.ones(1)
     if not user:
-        items = _fitting(run, run.catalog())
+        items = run.catalog()
         if not history:
             return most_popular([run], items, k)
         return ranked([run], items, somebody(items, history, True), k, "rank", alone)
@@ -102,11 +101,4 @@ def _same_catalog(run: FinishedRun, own: DataConfig) -> Catalog:
             f"the catalog of this node's data, {len(found):,} items, is not the one that the model was trained on: "
             "its file is expected, given with --catalog"
         )
-    return _fitting(run, found)
-
-
-def _fitting(run: FinishedRun, items: Catalog) -> Catalog:
-    """Returns a catalog that the run's parameters fit; one that came with the model has been compared."""
-    if run.items is None:
-        require_fit(run, items)
-    return items
+    return found

@@ -101,6 +101,12 @@ def test_broken_files_are_named_with_the_line(tmp_path) -> None:
     path.write_text('{"item_id": "a"}\n{"item_id"\n')
     with pytest.raises(DataError, match="line 2 is not JSON"):
         Catalog.from_file(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        Catalog.from_file(path)
+    path.write_bytes(b'{"item_id": "\xff"}\n')
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        Catalog.from_file(path)
     path.write_text(json.dumps({"item_id": "a"}) + "\n" + json.dumps({"id": "b"}) + "\n")
     with pytest.raises(DataError, match=r"line 2 .* 'item_id'"):
         Catalog.from_file(path)

@@ -17,7 +17,6 @@ from fedrec_app.artifacts import Made, RunFolder, model_content
 from fedrec_app.config import RunConfig
 from fedrec_app.data.catalog import Catalog
 from fedrec_app.data.cohort import Cohort
-from fedrec_app.data.extended import catalog_content
 from fedrec_app.data.histories import Histories
 from fedrec_app.errors import ConfigError, StateError
 from fedrec_app.export import FORMATS
@@ -258,7 +257,7 @@ def altered(run: FinishedRun, said: dict[str, str] | None = None, **arrays: np.n
     """Returns a bundle of a run with a right checksum, and with other arrays or metadata; those that are None are left
     out."""
     settings = {"settings": json.dumps(run.config.flat()), **(said or {})}
-    catalog = np.frombuffer(catalog_content(run.catalog()), dtype=np.uint8)
+    catalog = np.frombuffer(run.catalog().content(), dtype=np.uint8)
     found = {**run.shared, **{name.replace("__", "/"): array for name, array in arrays.items()}}
     kept = {name: array for name, array in found.items() if array is not None}
     return model_content({CATALOG: catalog, **kept}, run.made, None, (), None, settings)

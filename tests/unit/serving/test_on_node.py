@@ -130,15 +130,24 @@ def test_a_node_without_private_rows_folds_in_and_says_so(made: Path, tmp_path: 
 
 
 def test_a_model_that_is_not_finite_recommends_nothing(made: Path, node: Path, tmp_path: Path) -> None:
-    """Of a run's folder, whose catalog lies with the data."""
+    """Of a run's folder, whose catalog lies with the data, so that what is damaged shows when it is used."""
     folder = RunFolder(Path(shutil.copytree((made / "run").resolve(), tmp_path / "run")))
-    shared, facts, popularity = folder.read_model()
-    folder.write_model({**shared, "item_gmf": shared["item_gmf"] * np.nan}, facts, popularity)
-    catalog = made / "data" / "catalog.jsonl"
-    for user, history, file in (("u3", [], None), ("u3", [], catalog), ("", ["i1"], None), ("", [], None)):
-        own_data = {"path": str(made / "data")}
+    shared, facts, counts = folder.read_model()
+    assert counts is not None
+    own_data, catalog = {"path": str(made / "data")}, made / "data" / "catalog.jsonl"
+    folder.write_model({**shared, "item_gmf": shared["item_gmf"] * np.nan}, facts, counts)
+    for user, history, file in (("u3", [], None), ("u3", [], catalog), ("", ["i1"], None)):
         with pytest.raises(StateError, match="parameter 'item_gmf' has numbers that are not finite"):
             recommend_on_node(folder.path, node, user, history, 5, own_data, file)
+    with pytest.raises(StateError, match="parameter 'item_gmf' has numbers that are not finite"):
+        recommend(folder, "u3", [], 5)
+    with pytest.raises(StateError, match="parameter 'item_gmf' has numbers that are not finite"):
+        recommend_on_node(folder.path, node, "", [], 5, own_data, catalog)
+    folder.write_model(shared, facts, counts[:-1])
+    with pytest.raises(StateError, match=r"its counts of items have shape \(29,\)"):
+        recommend(folder, "", [], 5)
+    with pytest.raises(StateError, match=r"its counts of items have shape \(29,\)"):
+        recommend_on_node(folder.path, node, "", [], 5, own_data)
 
 
 def test_what_is_missing_or_does_not_fit_is_named(made: Path, node: Path, tmp_path: Path) -> None:
