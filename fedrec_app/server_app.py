@@ -116,7 +116,8 @@ def run_server(
             audit.ended(over)
             raise
         status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-        ended = {"status": status, "error": str(error) or type(error).__name__, "seed": config.seed}
+        why = "its ServerApp was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        ended = {"status": status, "error": why or type(error).__name__, "seed": config.seed}
         ending = {**ended, **({"privacy": run.private.failed()} if run and run.private else {})}
         folder.write_summary(ending)
         log(ERROR, "the run %s: %s", "was stopped" if status == "stopped" else status, ended["error"])

@@ -184,16 +184,21 @@ def _check(state: RunState, control: FlowerControl, watch: RunWatch) -> None:
     why = "somebody stopped it" if state.status == STOPPED else state.details or state.status
     if folder is not None:
         watch.say_ended(f"Flower says: {why}", "stopped" if state.status == STOPPED else "failed")
-        if (error := folder.read_summary().get("error")) is not None:
-            why = str(error)
+        summary = folder.read_summary()
+        if (error := summary.get("error")) is not None:
+            # Who interrupts a ServerApp but does not stop its run is the SuperLink, which ends or was ended itself.
+            also = state.status != STOPPED and summary.get("status") == "stopped" and why not in str(error)
+            why = f"{error}; Flower says: {why}" if also else str(error)
     where = f" ({watch.said_folder or (folder.path if folder else '')})" if watch.said_folder or folder else ""
-    raise FedrecError(f"the run failed: {why}{where}{_how_to_go_on(control, watch)}")
+    how = "was stopped" if state.status == STOPPED else "failed"
+    raise FedrecError(f"the run {how}: {why}{where}{_how_to_go_on(control, watch)}")
 
 
 def _how_to_go_on(control: FlowerControl, watch: RunWatch) -> str:
-    """Returns a hint for a run that has rounds, or may have: its folder is then named."""
+    """Returns a hint for a run that has a checkpoint, or may have: its folder is then named."""
     path = str(watch.folder.path) if watch.folder else watch.said_folder
-    if not path or not watch.seen or (watch.folder and not (watch.folder.path / FOLDER).is_dir()):
+    there = (watch.folder.path / FOLDER).is_dir() if watch.folder else watch.seen
+    if not path or not there:
         return ""
     setting = shlex.quote(f'checkpoint.resume-from="{path}"')
     return f"; to go on: fedrec run {control.connection} -c {setting}"

@@ -30,7 +30,7 @@ class Course:
     """What happened to one run.
 
     Attributes:
-        folder: of the run; None where it never had one.
+        folder: of the run; None where it never had one. One without a checkpoint is left, for that of a new run.
         starts: how often it was started or continued.
         seconds: from its start to its end.
         recovery: seconds from the fault to the first round that was written after it; None where there was none.
@@ -40,6 +40,7 @@ class Course:
         before: for each continuation: the round of the checkpoint that it must go on from, and the rounds up to it.
         charged: lines of the ledger that were seen while the run went on.
         ended: "completed", "resumed", or why neither.
+        left: folders of runs that ended before they had a checkpoint.
     """
 
     folder: Path | None = None
@@ -52,6 +53,7 @@ class Course:
     before: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     charged: list[bytes] = field(default_factory=list)
     ended: str = ""
+    left: set[Path] = field(default_factory=set)
 
 
 def take(place: Place, settings: dict[str, Scalar], fault: Fault | None, say: Callable[[str], None]) -> Course:
@@ -78,7 +80,12 @@ def take(place: Place, settings: dict[str, Scalar], fault: Fault | None, say: Ca
         if code == _HUNG:
             course.ended = f"not within {_LONGEST:.0f} s"
             break
-        if course.folder is None or not (course.folder / FOLDER).is_dir():
+        if course.folder is None:
+            continue
+        if not (course.folder / FOLDER).is_dir():
+            course.left.add(course.folder)
+            course.folder = None
+            _await_end(place)
             continue
         flat = {**settings, "checkpoint.resume-from": str(course.folder)}
         _await_end(place)
@@ -141,7 +148,7 @@ def _one_start(
 def _look(output_dir: Path, course: Course) -> int:
     """Notes what is new in the folder of the run; returns how many rounds it has."""
     if course.folder is None:
-        course.folder = next(iter(sorted(output_dir.glob("????-??-??/*/"))), None)
+        course.folder = next(iter(sorted(set(output_dir.glob("????-??-??/*/")) - course.left)), None)
     if course.folder is None:
         return 0
     records = RunFolder(course.folder).read_metrics() if (course.folder / METRICS).is_file() else []

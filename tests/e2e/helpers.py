@@ -23,6 +23,7 @@ import psutil
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import Scalar, to_toml
 from fedrec_app.deployment.loopback import Loopback
+from fedrec_app.operation import json_log
 from fedrec_app.records import Arrays
 from tests.conftest import REPO
 
@@ -155,7 +156,8 @@ def deployed(place: Sandbox, nodes: Sequence[Mapping[str, Scalar]], insecure: bo
     """Yields a deployment in the sandbox's folder; its processes work in `superlink-cwd` there."""
     work = place.folder / "superlink-cwd"
     work.mkdir()
-    variables = {key: place.environment[key] for key in (MARK, "PYTHONPATH", "TMPDIR")}
+    handed = (MARK, "PYTHONPATH", "TMPDIR", json_log.VARIABLE)
+    variables = {key: place.environment[key] for key in handed if key in place.environment}
     with chdir(work), Loopback(place.folder / "d", nodes, insecure, variables=variables) as loopback, chdir(REPO):
         yield loopback
 
