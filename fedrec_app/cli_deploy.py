@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 import time
@@ -14,8 +15,8 @@ import typer
 from rich.table import Table
 
 from fedrec_app.cli_run import trained_there
-from fedrec_app.cli_shared import RunSettings, preflight, show_result, stderr
-from fedrec_app.config import Scalar, parse_overrides
+from fedrec_app.cli_shared import RunSettings, asked_settings, preflight, show_result, stderr
+from fedrec_app.config import Scalar
 from fedrec_app.console import say
 from fedrec_app.errors import ConfigError, FedrecError
 
@@ -168,7 +169,7 @@ def loopback(
     from fedrec_app.deployment.loopback import Loopback
     from fedrec_app.flower_process import ends_through_finally
 
-    flat: dict[str, Scalar] = {"num-server-rounds": _ROUNDS, **parse_overrides(settings or [])}
+    flat: dict[str, Scalar] = {"num-server-rounds": _ROUNDS, **asked_settings(settings)}
     flat["output-dir"] = str(Path(str(flat.get("output-dir") or "outputs")).expanduser().absolute())
     with ends_through_finally(), _place(folder) as where:
         dealt = DealtData.read(data) if data else None
@@ -185,13 +186,20 @@ def loopback(
         started = time.monotonic()
         with Loopback(where, dealt.nodes, insecure, supervised=True, say=_stamped) as place:
             say(f"up after {time.monotonic() - started:.1f} s")
-            run = trained_there(flat, config, place.connection, place.environment)
+            again = _again(where, data or where / "data", insecure) if folder else ""
+            run = trained_there(flat, config, place.connection, place.environment, again=again)
             if run.folder is None:
                 raise FedrecError(f"the run completed, but its folder {run.said_folder} is not there")
             show_result(run.folder, as_json)
             stderr.print(_facts(place, run.folder))
             if keep:
                 _wait(place)
+
+
+def _again(folder: Path, data: Path, insecure: bool) -> str:
+    """Returns the command that brings a deployment up again, and goes on with a run where one is named."""
+    line = ["fedrec", "deploy", "loopback", "--folder", str(folder), "--data", str(data.absolute())]
+    return shlex.join([*line, "--insecure"] if insecure else line)
 
 
 @contextmanager

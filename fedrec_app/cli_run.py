@@ -7,14 +7,12 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedrec_app.artifacts import RunFolder
-from fedrec_app.cli_shared import advance, output_dir, preflight, progress_bar, show_result, stderr
-from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.cli_shared import advance, asked_settings, output_dir, preflight, progress_bar, show_result, stderr
+from fedrec_app.config import RunConfig, Scalar
 from fedrec_app.console import say
 from fedrec_app.errors import ConfigError
 from fedrec_app.operation import json_log
@@ -48,7 +46,7 @@ def run(
     ] = False,
 ) -> None:
     """Train through Flower: in its simulation engine, or on the SuperLink of CONNECTION."""
-    flat = _asked(settings, elsewhere=bool(connection))
+    flat = asked_settings(settings, elsewhere=bool(connection))
     config = preflight(flat)
 
     def on_log(line: str) -> None:
@@ -98,7 +96,7 @@ def simulate(
     from fedrec_app.simulate import parse_durations
     from fedrec_app.simulate import simulate as simulate_run
 
-    flat = _asked(settings)
+    flat = asked_settings(settings)
     config = preflight(flat)
     flat["output-dir"] = str(output_dir(flat))
     with progress_bar(config) as bar:
@@ -107,21 +105,6 @@ def simulate(
             durations=parse_durations(slow) if slow else None,
         )  # fmt: skip
     show_result(result.folder, as_json)
-
-
-def _asked(settings: list[str] | None, elsewhere: bool = False) -> dict[str, Scalar]:
-    """Returns the settings of `-c`, over those of the run that is to go on.
-
-    Args:
-        settings: as they were given.
-        elsewhere: that run may lie on another machine: then its settings must be given.
-    """
-    given = parse_overrides(settings or [])
-    folder = str(given.get("checkpoint.resume-from", ""))
-    if elsewhere and folder and not Path(folder).expanduser().is_dir():
-        say(f"{folder} is not on this machine: the run goes on with the settings given here, which must be its own")
-        return given
-    return {**(RunFolder(Path(folder).expanduser()).read_config() if folder else {}), **given}
 
 
 def _start_there(flat: dict[str, Scalar], connection: str, as_json: bool) -> None:
@@ -150,13 +133,14 @@ def trained_there(
     connection: str,
     environment: Mapping[str, str] | None = None,
     on_log: Callable[[str], None] = lambda line: None,
+    again: str | None = None,
 ) -> SuperLinkRun:
     """Returns a run that a SuperLink completed, with a bar in the meantime; arguments as of `run_on_superlink`."""
     from fedrec_app.superlink_run import run_on_superlink
 
     with progress_bar(config) as bar:
         return run_on_superlink(
-            flat, connection, on_log, lambda record: advance(bar, record, config), environment=environment
+            flat, connection, on_log, lambda record: advance(bar, record, config), environment, again=again
         )
 
 

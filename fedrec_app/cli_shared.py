@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedrec_app.artifacts import RunFolder
-from fedrec_app.config import RunConfig, Scalar
+from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.console import say
 from fedrec_app.operation import json_log
 from fedrec_app.paths import absolute, default_output_dir
@@ -23,6 +23,24 @@ stderr = Console(stderr=True)
 RunSettings = Annotated[
     list[str] | None, typer.Option("-c", "--run-config", help="Settings of the run, as for `fedrec simulate`.")
 ]
+
+
+def asked_settings(settings: list[str] | None, elsewhere: bool = False) -> dict[str, Scalar]:
+    """Returns the settings of `-c`, over those of the run that is to go on.
+
+    Args:
+        settings: as they were given.
+        elsewhere: that run may lie on another machine: then its settings must be given.
+
+    Raises:
+        FedrecError: a setting cannot be read, or that run.
+    """
+    given = parse_overrides(settings or [])
+    folder = str(given.get("checkpoint.resume-from", ""))
+    if elsewhere and folder and not Path(folder).expanduser().is_dir():
+        say(f"{folder} is not on this machine: the run goes on with the settings given here, which must be its own")
+        return given
+    return {**(RunFolder(Path(folder).expanduser()).read_config() if folder else {}), **given}
 
 
 def preflight(flat: dict[str, Scalar]) -> RunConfig:

@@ -59,6 +59,7 @@ def run_on_superlink(
     on_round: OnRound = lambda record: None,
     environment: Mapping[str, str] | None = None,
     patience: float = 60.0,
+    again: str | None = None,
 ) -> SuperLinkRun:
     """Returns a run that a SuperLink completed.
 
@@ -72,12 +73,13 @@ def run_on_superlink(
         on_round: called after each round; see `RunWatch`.
         environment: of Flower's commands; this process's where it is None.
         patience: seconds that a SuperLink may be out of reach before the run is given up here.
+        again: command that goes on with a run, but for its settings; "" where none can. None: `fedrec run`.
 
     Raises:
         FedrecError: the run could not start, failed, or the SuperLink is gone. How to go on is said.
     """
     env = dict(environment or flower_environment())
-    control = FlowerControl(connection, env)
+    control, again = FlowerControl(connection, env), f"fedrec run {connection}" if again is None else again
     resumed = str(overrides.get("checkpoint.resume-from", ""))
     output_dir = default_output_dir(str(overrides.get("output-dir", "")))
     watch = RunWatch(output_dir, on_log, on_round, Path(resumed) if resumed else None)
@@ -89,15 +91,15 @@ def run_on_superlink(
                 watch.follow(process)
             if not watch.run_id:
                 raise FedrecError(_did_not_start(watch, connection))
-            state = _awaited(control, watch, patience)
+            state = _awaited(control, watch, patience, again)
         except FedrecError:
             raise
         except BaseException:  # Ctrl-C and SIGTERM, and whatever a callback raises: nobody would watch the run
             if watch.run_id and state is None:
                 with undisturbed():
-                    _stop(control, watch)
+                    _stop(control, watch, again)
             raise
-    _check(state, control, watch)
+    _check(state, watch, again)
     return SuperLinkRun(watch.run_id, watch.folder, watch.said_folder)
 
 
@@ -124,7 +126,7 @@ def _did_not_start(watch: RunWatch, connection: str) -> str:
     return f"the run did not start; Flower says:\n{said}{hint if 'unavailable' in said else ''}"
 
 
-def _awaited(control: FlowerControl, watch: RunWatch, patience: float) -> RunState:
+def _awaited(control: FlowerControl, watch: RunWatch, patience: float, again: str) -> RunState:
     """Returns how a run ended whose stream is over, as streams also break in the middle of a run.
 
     Raises:
@@ -143,7 +145,7 @@ def _awaited(control: FlowerControl, watch: RunWatch, patience: float) -> RunSta
                 raise FedrecError(
                     f"SuperLink {control.connection!r} is out of reach ({error}). If it comes back on its database, "
                     f"it says how run {watch.run_id} ended: flwr ls {control.connection} --run-id {watch.run_id}"
-                    f"{_how_to_go_on(control, watch)}"
+                    f"{_how_to_go_on(watch, again)}"
                 ) from None
         watch.look()
         time.sleep(_POLL)
@@ -162,7 +164,7 @@ def _follow_again(control: FlowerControl, watch: RunWatch) -> None:
                 end_tree(process.pid)
 
 
-def _stop(control: FlowerControl, watch: RunWatch) -> None:
+def _stop(control: FlowerControl, watch: RunWatch, again: str) -> None:
     try:
         control.stop(watch.run_id)
     except FedrecError as error:
@@ -173,10 +175,10 @@ def _stop(control: FlowerControl, watch: RunWatch) -> None:
         say(f"run {watch.run_id} could not be stopped: {error}; flwr stop {watch.run_id} {control.connection}")
         return
     watch.say_ended("it was stopped before it could say why", "stopped")
-    say(f"run {watch.run_id} was stopped on the SuperLink{_how_to_go_on(control, watch)}")
+    say(f"run {watch.run_id} was stopped on the SuperLink{_how_to_go_on(watch, again)}")
 
 
-def _check(state: RunState, control: FlowerControl, watch: RunWatch) -> None:
+def _check(state: RunState, watch: RunWatch, again: str) -> None:
     """Raises FedrecError for a run that did not complete."""
     folder = watch.folder
     if state.status == COMPLETED and (folder is None or folder.read_summary().get("status") == "completed"):
@@ -191,14 +193,14 @@ def _check(state: RunState, control: FlowerControl, watch: RunWatch) -> None:
             why = f"{error}; Flower says: {why}" if also else str(error)
     where = f" ({watch.said_folder or (folder.path if folder else '')})" if watch.said_folder or folder else ""
     how = "was stopped" if state.status == STOPPED else "failed"
-    raise FedrecError(f"the run {how}: {why}{where}{_how_to_go_on(control, watch)}")
+    raise FedrecError(f"the run {how}: {why}{where}{_how_to_go_on(watch, again)}")
 
 
-def _how_to_go_on(control: FlowerControl, watch: RunWatch) -> str:
+def _how_to_go_on(watch: RunWatch, again: str) -> str:
     """Returns a hint for a run that has a checkpoint, or may have: its folder is then named."""
     path = str(watch.folder.path) if watch.folder else watch.said_folder
     there = (watch.folder.path / FOLDER).is_dir() if watch.folder else watch.seen
-    if not path or not there:
+    if not again or not path or not there:
         return ""
     setting = shlex.quote(f'checkpoint.resume-from="{path}"')
-    return f"; to go on: fedrec run {control.connection} -c {setting}"
+    return f"; to go on: {again} -c {setting}"

@@ -24,8 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedrec_app.cli_shared import load_settings
-from fedrec_app.config import RunConfig
+from fedrec_app.config import RunConfig, Scalar, parse_overrides
 from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.deployment.part import Part
@@ -47,14 +46,18 @@ def main(
     """Brings up a deployment, trains on it, and prints what it took."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    given = load_settings(config or [])
+    given = parse_overrides(config or [])
     with tempfile.TemporaryDirectory(prefix="sizing-", dir="/tmp") as temporary:
         folder = Path(temporary)
         dealt = DealtData.deal(RunConfig.from_flat(given).data, nodes, folder / "shards")
         began = time.monotonic()
         with Loopback(folder / "d", dealt.nodes, say=_say) as up:
             found: dict[str, Any] = {"seconds_to_accepted": time.monotonic() - began}
-            settings = {"num-server-rounds": rounds, "strategy.min-nodes": nodes, "output-dir": str(folder / "out")}
+            settings: dict[str, Scalar] = {
+                "num-server-rounds": rounds,
+                "strategy.min-nodes": nodes,
+                "output-dir": str(folder / "out"),
+            }
             with Watch({"SuperLink": [up.superlink], "node": up.supernodes}) as watch:
                 clock = Clock()
                 done = run_on_superlink(
@@ -81,8 +84,9 @@ class Clock:
         self._rounds: list[float] = []
 
     def line(self, text: str) -> None:
-        """A line of the run's log: the ServerApp's first one is that of its settings."""
-        self._first_line = self._first_line or time.monotonic() - self._began
+        """A line that was printed: the ServerApp names its folder before it does anything."""
+        if "run folder" in text and not self._first_line:
+            self._first_line = time.monotonic() - self._began
 
     def round(self, record: dict[str, Any]) -> None:
         """A round has ended."""
@@ -170,7 +174,7 @@ def _table(title: str, found: dict[str, Any]) -> Table:
     table = Table("what", "figure", title=title)
     rounds = sorted(found["seconds_of_a_round"])
     table.add_row("SuperLink and nodes, from nothing to accepted", f"{found['seconds_to_accepted']:.0f} s")
-    table.add_row("`fedrec run` to its first line", f"{found['seconds_to_first_line']:.0f} s")
+    table.add_row("`fedrec run` to the first line of its ServerApp", f"{found['seconds_to_first_line']:.0f} s")
     table.add_row("`fedrec run` to the first round", f"{found['seconds_to_first_round']:.0f} s")
     spread = f"{statistics.median(rounds):.0f} s ({rounds[0]:.0f} to {rounds[-1]:.0f})"
     table.add_row("a round: median (least to most)", spread)

@@ -6,7 +6,9 @@ Each message starts a process on its node, so a round takes ten seconds and more
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from fedrec_app.flower_control import FlowerControl
 from fedrec_app.flower_process import flower_environment, free_port
 from fedrec_app.simulate import simulate
 from fedrec_app.superlink_run import run_on_superlink
+from tests.conftest import REPO
 from tests.e2e.helpers import (
     SMALL,
     Sandbox,
@@ -55,6 +58,32 @@ def test_one_command_brings_up_a_deployment_trains_on_it_and_leaves_nothing() ->
         simulated = simulate({**settings, "output-dir": str(place.folder / "simulated")}, 2)
         assert_same_numbers(summary["test"], simulated.summary["test"])
         assert_same_arrays(deployed_model, simulated.folder.read_model()[0])
+
+
+@pytest.mark.slow
+def test_a_deployment_that_is_interrupted_says_how_its_run_goes_on_and_it_does() -> None:
+    """Private rows are in its folder, so the run is what it was."""
+    settings: dict[str, Scalar] = {**SMALL, "num-server-rounds": 100, "checkpoint.every": 1, "evaluate.bootstrap": 0}
+    with sandbox() as place:
+        command = ["fedrec", "deploy", "loopback", "--nodes", "2", "--folder", str(place.folder / "d")]
+        process = subprocess.Popen(
+            [*command, *place.settings(settings)],
+            env=place.environment, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until(lambda: any(place.outputs.glob("*/*/" + METRICS)) or process.poll() is not None, 200, "a round")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=90)
+        assert process.returncode == 128 + signal.SIGTERM, said[-3000:]
+        assert place.command_lines() == []
+        folder = place.run_folder()
+        rounds = len(folder.read_metrics())
+        hint = next(line for line in said.splitlines() if "to go on: " in line).split("to go on: ")[1]
+        again = place.call(*shlex.split(hint), "-c", f"num-server-rounds={rounds + 1}")
+        assert again.returncode == 0, again.stderr[-3000:]
+        summary = folder.read_summary()
+        assert (summary["status"], summary["rounds"]) == ("completed", rounds + 1)
+        simulated = simulate({**settings, "num-server-rounds": rounds + 1, "output-dir": str(place.folder / "s")}, 2)
+        assert_same_numbers(summary["test"], simulated.summary["test"])
 
 
 @pytest.mark.slow

@@ -8,18 +8,18 @@ import pytest
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.errors import FedrecError
-from fedrec_app.flower_control import FlowerControl, RunState
+from fedrec_app.flower_control import RunState
 from fedrec_app.flower_watch import RunWatch
 from fedrec_app.superlink_run import _check
 
 LOST = RunState("finished:failed", "No heartbeat received from the task")
 
 
-def outcome(folder: RunFolder, state: RunState) -> str:
+def outcome(folder: RunFolder, state: RunState, again: str = "fedrec run tls") -> str:
     """Returns what is said."""
     watch = RunWatch(folder.path.parent, lambda line: None, lambda record: None, folder=folder)
     with pytest.raises(FedrecError) as error:
-        _check(state, FlowerControl("tls", {}), watch)
+        _check(state, watch, again)
     return str(error.value)
 
 
@@ -47,5 +47,6 @@ def test_a_run_with_a_checkpoint_can_go_on_before_its_first_round_too(tmp_path: 
     folder = RunFolder(tmp_path / "run")
     (folder.path / "checkpoints").mkdir(parents=True)
     assert f"to go on: fedrec run tls -c 'checkpoint.resume-from=\"{folder.path}\"'" in outcome(folder, LOST)
+    assert "to go on" not in outcome(folder, LOST, again="")
     (folder.path / "checkpoints").rmdir()
     assert "to go on" not in outcome(folder, LOST)
