@@ -93,10 +93,12 @@ def draw(number: int, seed: int, num_nodes: int, rounds: int, only: Sequence[str
     """
     generator = random.Random(seed)
     pairs = [(kind, target) for kind, targets in KINDS.items() if not only or kind in only for target in targets]
-    chosen: list[tuple[str, str]] = []
-    while len(chosen) < number:
-        chosen += generator.sample(pairs, len(pairs))
-    return [_drawn(kind, target, generator, num_nodes, rounds) for kind, target in chosen[:number]]
+    drawn: list[Fault] = []
+    while len(drawn) < number:
+        # All of a batch at once, whatever the number: a short campaign is the beginning of a long one.
+        batch = [pair for _ in range(2) for pair in generator.sample(pairs, len(pairs))]
+        drawn += [_drawn(kind, target, generator, num_nodes, rounds) for kind, target in batch]
+    return drawn[:number]
 
 
 def _drawn(kind: str, target: str, generator: random.Random, num_nodes: int, rounds: int) -> Fault:
