@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedrec_app.privacy.opacus_import import import_opacus
+
 
 @dataclass(frozen=True)
 class Clipped:
@@ -53,6 +55,7 @@ def clip_and_sum(deltas: Mapping[str, Tensor], clip_norm: float) -> Clipped:
 def _by_opacus(deltas: Mapping[str, Tensor], clip_norm: float) -> tuple[dict[str, Tensor], int]:
     """Returns the sums of clipped deltas, and how many were not clipped: Opacus' adaptive optimiser counts while it
     clips, which reads every delta once less. Nothing else of it is used, and no noise added."""
+    import_opacus()
     from opacus.optimizers import AdaClipDPOptimizer
 
     parameters: list[Any] = [nn.Parameter(delta.new_empty(delta.shape[1:])) for delta in deltas.values()]

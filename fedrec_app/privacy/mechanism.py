@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app.errors import ConfigError
+from fedrec_app.privacy.opacus_import import import_opacus
 from fedrec_app.privacy.secret_generator import NUMBERS, secret_generator
 
 Arrays = dict[str, NDArray]
@@ -48,6 +49,7 @@ def add_noise(sums: Arrays, noise_multiplier: float, clip_norm: float) -> Arrays
         noise_multiplier: z.
         clip_norm: C, the largest L2 norm of one user's share of all these arrays together.
     """
+    import_opacus()
     from opacus.optimizers import DPOptimizer
 
     optimizer = _secret(DPOptimizer)(
@@ -79,6 +81,7 @@ def add_noise_and_adapt(
     Raises:
         ConfigError: the noise multiplier is too large for this noise on the count.
     """
+    import_opacus()
     import torch
     from opacus.optimizers import AdaClipDPOptimizer
 

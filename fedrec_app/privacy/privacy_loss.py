@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app.privacy.events import Gaussian
+from fedrec_app.privacy.opacus_import import import_opacus
 from fedrec_app.privacy.renyi import renyi_epsilon
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class LossGrid:
     """
 
     def __init__(self, events: Sequence[Gaussian], divergences: NDArray[np.float64], delta: float) -> None:
+        import_opacus()
         from opacus.accountants.analysis.prv import Domain
 
         self._delta, self._delta_error = delta, delta * _DELTA_SHARE
@@ -128,6 +130,7 @@ def _transform(event: Gaussian, domain: Domain) -> tuple[NDArray[np.complex128],
     Raises:
         OutOfRange: the mean on the grid is not that of the density.
     """
+    import_opacus()
     from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, TruncatedPrivacyRandomVariable, discretize
 
     loss = PoissonSubsampledGaussianPRV(event.sampling_rate, event.noise_multiplier)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec_app.privacy.events import Gaussian
+from fedrec_app.privacy.opacus_import import import_opacus
 
 _WHOLE = [*map(float, range(2, 33)), 40.0, 48.0, 64.0, 80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0]
 _ORDERS = sorted([1.01, 1.02, 1.05, *(1 + tenth / 10 for tenth in range(1, 10)), 2.25, 2.5, 2.75, 3.5, 4.5, *_WHOLE])
@@ -26,6 +27,7 @@ def divergences(event: Gaussian) -> NDArray[np.float64]:
     Args:
         event: its count does not matter; without noise, or almost, every divergence is infinite.
     """
+    import_opacus()
     from opacus.accountants.analysis.rdp import compute_rdp
 
     noise, rate = event.noise_multiplier, event.sampling_rate
@@ -49,6 +51,7 @@ def renyi_epsilon(total: NDArray[np.float64], delta: float) -> float:
         total: the divergences of all events, added up by order.
         delta: of the guarantee.
     """
+    import_opacus()
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     with warnings.catch_warnings():

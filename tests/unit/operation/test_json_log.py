@@ -135,3 +135,20 @@ def test_a_federation_with_debug_logs_tells_no_user_and_no_item(tmp_path: Path) 
     assert sorted((line["partition"], line["round"]) for line in nodes) == [(p, r) for p in range(3) for r in (1, 2)]
     assert "qzuser" not in done.stderr
     assert "qzitem" not in done.stderr
+
+
+def test_opacus_makes_no_log_of_its_own() -> None:
+    """Its import gives the root logger a handler, which would write every line again, as plain text."""
+    code = (
+        "from logging import WARNING; import numpy as np; from flwr.supercore import log\n"
+        "from fedrec_app.operation import json_log; from fedrec_app.privacy.mechanism import add_noise\n"
+        "json_log.install(); add_noise({'a': np.zeros(2, np.float32)}, 1.0, 1.0)\n"
+        "log(WARNING, 'KeyError: qzuser3')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "FEDREC_LOG_FORMAT": "json"},
+    )  # fmt: skip
+    (line,) = lines_of(done.stderr)
+    assert line["message"].startswith("KeyError (text withheld")
+    assert len(done.stderr.splitlines()) == 1
