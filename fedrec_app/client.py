@@ -156,6 +156,7 @@ class RecommenderClient(NumPyClient):
             path = self.node.state_dir / f"quarantine-{self.node.partition_id}.csv"
             path.touch(mode=0o600)  # it quotes rows
             quarantine.write(path)
+            log(WARNING, "%s rows of this node's data are set aside: %s says which, and why", len(quarantine), path)
         return len(quarantine)
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[NDArray]:

@@ -9,13 +9,12 @@ import json
 import re
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import Scalar, read_toml
+from fedrec_app.data.catalog import Catalog
 from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.operation import json_log
@@ -23,7 +22,9 @@ from fedrec_app.private_state import PrivateState
 from fedrec_app.seeding import user_key
 from tests.e2e.helpers import SMALL, Sandbox, deployed, sandbox
 
-LATE = "a visitor who came late"
+LATE, UNKNOWN = "a visitor who came late", "a film of no catalog"
+PLAIN = re.compile(r"^\d\d/\d\d/\d{4} ", re.MULTILINE)
+"""How a logger writes that a library has set up."""
 PRIVATE: dict[str, Scalar] = {
     "num-server-rounds": 2, "evaluate.bootstrap": 0, "privacy.unit": "user", "privacy.noise-multiplier": 2.0,
     "model.name": "neumf", "model.embedding-dim": 8, "model.options": '{"layers": [8]}', "strategy.options": "{}",
@@ -50,26 +51,31 @@ def up(place: Sandbox) -> Iterator[Loopback]:
         yield loopback
 
 
-def run(place: Sandbox, up: Loopback, **settings: Scalar) -> RunFolder:
-    """Returns the folder of a private run that has completed."""
+def run(place: Sandbox, up: Loopback, **settings: Scalar) -> tuple[RunFolder, str]:
+    """Returns the folder of a private run that has completed, and the server's log: what `fedrec run` wrote."""
     own = read_toml(place.folder / "shards" / "run.toml")
     flat = {**SMALL, **own, **PRIVATE, "output-dir": str(place.outputs), **settings}
-    done = place.run_there(up, flat, "--json")
+    before = set(place.outputs.glob("????-??-??/*"))
+    done = place.run_there(up, flat)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["status"] == "completed"
-    return RunFolder(Path(said["folder"]))
+    (path,) = set(place.outputs.glob("????-??-??/*")) - before
+    assert RunFolder(path).read_summary()["status"] == "completed"
+    return RunFolder(path), done.stderr
 
 
 @pytest.fixture(scope="module")
-def first(place: Sandbox, up: Loopback) -> RunFolder:
+def ran(place: Sandbox, up: Loopback) -> tuple[RunFolder, str]:
     return run(place, up)
 
 
-def logged(up: Loopback) -> list[dict[str, Any]]:
-    """Returns all JSON lines of all processes; those that Flower writes around them are its own."""
-    logs = [part.log.read_text() for part in (up.superlink, *up.supernodes) if part.log is not None]
-    return [json.loads(line) for log in logs for line in log.splitlines() if line.startswith('{"time"')]
+@pytest.fixture(scope="module")
+def first(ran: tuple[RunFolder, str]) -> RunFolder:
+    return ran[0]
+
+
+def of_nodes(up: Loopback) -> str:
+    """Returns what the nodes' processes have written."""
+    return "".join(node.log.read_text() for node in up.supernodes if node.log is not None)
 
 
 def test_a_private_run_is_charged_audited_tracked_and_told(place: Sandbox, up: Loopback, first: RunFolder) -> None:
@@ -83,27 +89,31 @@ def test_a_private_run_is_charged_audited_tracked_and_told(place: Sandbox, up: L
     assert list((first.path / "tensorboard").iterdir())
 
 
-def test_json_logs_of_server_and_nodes_have_rounds_and_quote_no_user(up: Loopback, first: RunFolder) -> None:
-    lines = logged(up)
-    server = [line for line in lines if line.get("run") == first.path.name]
-    assert {line["round"] for line in server if "round" in line} >= {1, 2}
-    assert {line.get("partition") for line in lines} >= {0, 1}
-    everything = json.dumps(lines)
-    assert not re.search(r"\bu\d{2,}\b", everything)
-    assert str(first.read_summary()["privacy"]["epsilon"])[:4] in everything
+def test_every_line_of_the_servers_log_is_json_and_none_is_written_twice(
+    up: Loopback, ran: tuple[RunFolder, str]
+) -> None:
+    folder, log = ran
+    lines = list(json_log.lines_of(log))
+    assert len(lines) == len([line for line in log.splitlines() if line])
+    rounds = [line for line in lines if "fields" in line]
+    assert [(line["run"], line["round"]) for line in rounds] == [(folder.path.name, 1), (folder.path.name, 2)]
+    assert not any("seconds" in line["fields"] for line in rounds)
+    assert rounds[-1]["fields"]["train"]["epsilon"] > 0
+    assert not PLAIN.search(log + of_nodes(up))
+    assert not re.search(r"\bu\d{2,}\b", log + of_nodes(up))
 
 
 def test_feedback_reaches_the_run_that_continues_and_epsilon_is_that_of_both(
     place: Sandbox, up: Loopback, first: RunFolder
 ) -> None:
     state = up.node_folder(1) / "state"
-    catalog = [json.loads(line)["item_id"] for line in (place.folder / "shards/server/catalog.jsonl").open()]
+    catalog = Catalog.from_file(place.folder / "shards/server/catalog.jsonl").item_ids
     clicks = place.folder / "clicks.csv"
-    rows = [f"{LATE},{item},{2_000_000_000 + n}" for n, item in enumerate(catalog[:9])]
+    rows = [f"{LATE},{item},{2_000_000_000 + n}" for n, item in enumerate((*catalog[:9], UNKNOWN))]
     clicks.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     given = place.call("fedrec", "feedback", "--state-dir", str(state), "--file", str(clicks))
     assert given.returncode == 0, given.stderr
-    second = run(place, up, **{"checkpoint.continue-from": str(first.path)})
+    second, log = run(place, up, **{"checkpoint.continue-from": str(first.path)})
     before, after = first.read_summary(), second.read_summary()
     assert after["continued_from"]["lineage"] == before["lineage"] != after["lineage"]
     assert after["privacy"]["epsilon"] > before["privacy"]["epsilon"] + 0.1
@@ -123,7 +133,10 @@ def test_feedback_reaches_the_run_that_continues_and_epsilon_is_that_of_both(
     found = json.loads(served.stdout)
     assert found["method"] == "private rows"
     assert not {item["item_id"] for item in found["items"]} & set(catalog[:9])
-    assert LATE not in json.dumps(logged(up))
+    told = [line for line in json_log.lines_of(of_nodes(up)) if "set aside" in line["message"]]
+    assert [(line["partition"], line["message"][:6]) for line in told] == [(1, "1 rows")]
+    assert not re.search(f"{LATE}|{UNKNOWN}", log + of_nodes(up))
+    assert not PLAIN.search(log + of_nodes(up))
 
 
 def test_a_renewed_certificate_is_served_after_a_restart_and_nodes_notice_nothing(place: Sandbox, up: Loopback) -> None:
@@ -139,6 +152,6 @@ def test_a_renewed_certificate_is_served_after_a_restart_and_nodes_notice_nothin
     up.superlink.restart()
     up.await_superlink()
     assert ssl.get_server_certificate(address) == up.certificates.server.read_text() != before
-    folder = run(place, up, **{"num-server-rounds": 1})
+    folder, _ = run(place, up, **{"num-server-rounds": 1})
     assert folder.read_summary()["num_nodes"] == 2
     assert [node.pid for node in up.supernodes if node.alive] == pids
