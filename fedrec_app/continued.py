@@ -21,8 +21,7 @@ from fedrec_app.models.registry import make_model
 from fedrec_app.pretrained import Start
 from fedrec_app.privacy.accounting import rdp_epsilon
 from fedrec_app.privacy.events import Gaussian
-from fedrec_app.privacy.ledger import Ledger
-from fedrec_app.private_run import LEDGER
+from fedrec_app.privacy.ledger import LEDGER, Ledger
 from fedrec_app.private_state import Parent
 
 SETTING = "checkpoint.continue-from"

@@ -21,13 +21,11 @@ from fedrec_app.errors import ConfigError, FedrecError, StateError
 from fedrec_app.privacy.accounting import default_delta, noise_for, rdp_epsilon
 from fedrec_app.privacy.budget import Budget, UserLevel
 from fedrec_app.privacy.events import Gaussian
-from fedrec_app.privacy.ledger import Ledger
+from fedrec_app.privacy.ledger import LEDGER, SPENT_BEFORE, TEST_METRICS, Ledger
 from fedrec_app.privacy.mechanism import noised_means
 from fedrec_app.private_fit import example_release, released_metrics, reserved_releases
 from strategies.rollcall import Roster
 
-LEDGER = "privacy-ledger.jsonl"
-SPENT_BEFORE = "the run that this one continues"
 ADVERSARY = "released models"
 """Whom epsilon holds against: whoever sees the parameters of every round and what the run tells."""
 SERVER_SEES = {
@@ -170,7 +168,7 @@ class PrivateRun:
         if self.budget.exceeded_by(event, of_reserve=True) is not None:
             log(WARNING, "test metrics are withheld: the rounds that were taken again have spent their part")
             return {}
-        self.budget.charge(event, {"for": "test metrics", "names": list(self.metrics)}, of_reserve=True)
+        self.budget.charge(event, {"for": TEST_METRICS, "names": list(self.metrics)}, of_reserve=True)
         judged = int(exact["num_users"])
         means = noised_means(
             np.array([float(exact[name]) * judged for name in self.metrics]), judged, event.noise_multiplier

@@ -11,9 +11,9 @@ from fedrec_app.errors import StateError
 from fedrec_app.privacy.accounting import epsilon
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.gaussian import gaussian_epsilon
-from fedrec_app.privacy.ledger import Ledger
+from fedrec_app.privacy.ledger import LEDGER, Ledger
 from fedrec_app.private_fit import reserved_releases
-from fedrec_app.private_run import LEDGER, terms
+from fedrec_app.private_run import terms
 
 
 @dataclass(frozen=True)

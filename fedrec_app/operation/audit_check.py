@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -12,8 +11,10 @@ from fedrec_app.artifacts import CONFIG, METRICS, MODEL, SUMMARY, RunFolder
 from fedrec_app.checkpoint import FOLDER, Checkpoint, Checkpoints
 from fedrec_app.errors import FedrecError, StateError
 from fedrec_app.hash_chain import Lines, read
+from fedrec_app.operation.audit_ledger import check_ledger
 from fedrec_app.operation.audit_log import AUDIT, FORMAT, own_settings
 from fedrec_app.operation.digests import of_arrays, of_file, of_json
+from fedrec_app.operation.finding import Finding
 
 Record = dict[str, Any]
 _FIELDS: dict[str, dict[str, Any]] = {
@@ -26,27 +27,6 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 _ADDED = {"virtual_seconds"}
 """What `fedrec simulate` adds to the summary of a run that is over."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        check: what was looked at.
-        state: "ok", "note" (nothing is wrong, but something could not be compared) or "failed".
-        text: what was found.
-        line: of the audit log, from 1; 0 where it is about another file.
-    """
-
-    check: str
-    state: str
-    text: str
-    line: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as a JSON object."""
-        return asdict(self)
 
 
 def verify(path: Path) -> list[Finding]:
@@ -76,6 +56,7 @@ def verify(path: Path) -> list[Finding]:
         _config(folder, records),
         *_metrics(folder, records),
         *_checkpoints(path, lines),
+        *_ledger(folder, records),
         *_end(folder, records),
     ]
 
@@ -252,6 +233,23 @@ def _parameters(newest: Checkpoint, records: list[Record]) -> Finding:
         text = f"the parameters of the checkpoint of round {newest.round} are not those that came of that round"
         return Finding(FOLDER, "failed", text, number)
     return Finding(FOLDER, "ok", f"that of round {newest.round} goes with the log")
+
+
+def _ledger(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:
+    """Holds the privacy ledger to the figures, where the run has one."""
+    if records[_last(records, "began") - 1]["settings"].get("privacy.unit", "none") == "none" or not _last(
+        records, "nodes"
+    ):
+        return  # it is begun once the users are counted
+    told = None
+    if records[-1]["what"] == "ended" and (folder.path / SUMMARY).is_file():
+        told = folder.read_summary().get("privacy", {}).get("epsilon")
+    checkpoints = Checkpoints(folder.path / FOLDER)
+    try:
+        newest = checkpoints.read_newest() if checkpoints.rounds() else None
+    except StateError:
+        newest = None  # which is said already
+    yield from check_ledger(folder.path, folder.read_metrics(), told, newest)
 
 
 def _end(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:

@@ -25,6 +25,11 @@ from fedrec_app.hash_chain import alone, append_line
 from fedrec_app.privacy.events import Gaussian
 from fedrec_app.privacy.ledger_lines import Chain, Charge, header_line, read_lines, torn_event
 
+LEDGER = "privacy-ledger.jsonl"
+"""Name of the server's ledger in the folder of a run."""
+SPENT_BEFORE, TEST_METRICS = "the run that this one continues", "test metrics"
+"""What charges are for that are no rounds."""
+
 
 class Ledger:
     """A ledger that this process alone may write, until it is closed; use `Ledger.create` or `Ledger.open`.
@@ -111,12 +116,7 @@ class Ledger:
             length: `len(ledger)` then.
             digest: `ledger.digest` then.
         """
-        if len(self) < length:
-            raise StateError(f"the privacy ledger {self.path} has {len(self)} lines, the checkpoint knows of {length}")
-        if length < 1 or self._chain.hashes[length - 1] != digest:
-            raise StateError(
-                f"line {length} of the privacy ledger {self.path} is not the one that the checkpoint knows"
-            )
+        self._chain.require(self.path, length, digest)
 
     @property
     def header(self) -> Mapping[str, Any]:

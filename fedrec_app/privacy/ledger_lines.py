@@ -71,6 +71,21 @@ class Chain:
         self.charges.append(Charge(Gaussian(**record["event"]), dict(record["what"]), str(record["time"])))
         self.hashes.append(record["hash"])
 
+    def require(self, path: Path, length: int, digest: str) -> None:
+        """Raises StateError unless the ledger goes on from what it once was.
+
+        Args:
+            path: of the ledger, for errors.
+            length: how many lines it had then.
+            digest: hash of the last one of them.
+        """
+        if len(self.hashes) < length:
+            raise StateError(
+                f"the privacy ledger {path} has {len(self.hashes)} lines, the checkpoint knows of {length}"
+            )
+        if length < 1 or self.hashes[length - 1] != digest:
+            raise StateError(f"line {length} of the privacy ledger {path} is not the one that the checkpoint knows")
+
 
 def header_line(header: Mapping[str, Any]) -> bytes:
     """Returns the first line of a ledger."""

@@ -17,8 +17,8 @@ from campaign.place import Place
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.operation.audit_check import verify
 from fedrec_app.privacy.accounting import epsilon
+from fedrec_app.privacy.ledger import LEDGER
 from fedrec_app.privacy.ledger_lines import read_lines
-from fedrec_app.private_run import LEDGER
 from fedrec_app.private_state import PrivateState
 
 TOLERANCE = 1e-5

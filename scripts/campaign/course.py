@@ -18,7 +18,7 @@ from fedrec_app.checkpoint import FOLDER, Checkpoint, Checkpoints
 from fedrec_app.config import Scalar, to_toml
 from fedrec_app.errors import FedrecError
 from fedrec_app.flower_process import end_tree, executable
-from fedrec_app.private_run import LEDGER
+from fedrec_app.privacy.ledger import LEDGER
 
 _LONGEST = 900.0
 _MOST_STARTS = 4

@@ -15,8 +15,8 @@ from campaign.place import CLIENT_APP, SERVER_APP, Place
 from fedrec_app import hash_chain
 from fedrec_app.checkpoint import FOLDER
 from fedrec_app.operation.audit_log import AUDIT
+from fedrec_app.privacy.ledger import LEDGER
 from fedrec_app.privacy.ledger_lines import read_lines
-from fedrec_app.private_run import LEDGER
 from fedrec_app.private_state import PrivateState
 
 KINDS: Mapping[str, tuple[str, ...]] = {

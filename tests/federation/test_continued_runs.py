@@ -22,8 +22,7 @@ from fedrec_app.errors import ConfigError, StateError
 from fedrec_app.finished import FinishedRun
 from fedrec_app.local_grid import LocalGrid
 from fedrec_app.privacy.accounting import epsilon
-from fedrec_app.privacy.ledger import Ledger
-from fedrec_app.private_run import LEDGER, SPENT_BEFORE
+from fedrec_app.privacy.ledger import LEDGER, SPENT_BEFORE, Ledger
 from fedrec_app.private_state import Parent, PrivateState, inherited
 from fedrec_app.records import Ask
 from fedrec_app.seeding import user_key

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fedrec_app.hash_chain import START, ChainFile, line, read
 from fedrec_app.operation.audit_check import passed, verify
 from fedrec_app.operation.audit_log import AUDIT, AuditLog, ranges
 from fedrec_app.operation.digests import of_arrays, of_json, of_reply
+from fedrec_app.privacy.ledger import LEDGER, Ledger
 from fedrec_app.records import to_record
 from fedrec_app.simulate import simulate
 from strategies.fedavg import FedAvg
@@ -383,3 +385,74 @@ def test_what_is_added_to_a_summary_is_found(folder: Path) -> None:
     summary = RunFolder(folder).read_summary()
     RunFolder(folder).write_summary({**summary, "privacy": {"epsilon": 0.01}})
     assert failures(folder) == [("summary.json", len(records(folder)))]
+
+
+# The privacy ledger --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished_privately(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("runs"), **PRIVATE)
+
+
+@pytest.fixture
+def private(finished_privately: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_privately, tmp_path / "run"))
+
+
+def ledger_findings(folder: Path) -> list[tuple[str, str]]:
+    return [(finding.state, finding.text) for finding in verify(folder) if finding.check == LEDGER]
+
+
+def with_charges(folder: Path, noise_multiplier: float, most: int) -> None:
+    """Writes the ledger anew, every hash right."""
+    with Ledger.open(folder / LEDGER) as ledger:
+        header, charges = ledger.header, ledger.charges
+    (folder / LEDGER).unlink()
+    with Ledger.create(folder / LEDGER, header) as ledger:
+        for charge in charges[:most]:
+            ledger.charge(replace(charge.event, noise_multiplier=noise_multiplier), charge.what)
+
+
+def test_a_ledger_goes_with_its_run(private: Path) -> None:
+    ((state, text),) = ledger_findings(private)
+    assert state == "ok"
+    assert text.startswith("6 charges")  # 5 rounds, and the test metrics
+    epsilon = RunFolder(private).read_summary()["privacy"]["epsilon"]
+    assert float(text.rpartition(" ")[2]) == pytest.approx(epsilon, abs=1e-3)
+
+
+def test_a_ledger_that_is_lost_damaged_or_cut_short_is_found(private: Path) -> None:
+    path = private / LEDGER
+    whole = path.read_bytes()
+    path.unlink()
+    assert ledger_findings(private) == [("failed", "it is lost: nobody knows what the run has released")]
+    path.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
+    assert "is damaged" in ledger_findings(private)[0][1]
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))
+    assert "has 5 lines, the checkpoint knows of 6" in ledger_findings(private)[0][1]
+    path.write_bytes(b"")
+    assert "has no header" in ledger_findings(private)[0][1]
+    path.write_bytes(whole + b'{"seq":7,')
+    ((state, text),) = ledger_findings(private)
+    assert state == "ok"
+    assert text.endswith("a last line that a crash cut short counts when the run goes on")
+
+
+def test_a_ledger_that_was_written_anew_is_found_with_and_without_checkpoints(private: Path) -> None:
+    with_charges(private, 9.0, 6)
+    assert "is not the one that the checkpoint knows" in ledger_findings(private)[0][1]
+    shutil.rmtree(private / "checkpoints")
+    assert "a round told epsilon" in ledger_findings(private)[0][1]
+    with_charges(private, 9.0, 4)
+    assert ledger_findings(private) == [("failed", "4 charges for 5 rounds that changed the parameters")]
+    with_charges(private, 0.5, 4)
+    assert passed(verify(private)) is False
+
+
+def test_a_run_that_continues_a_private_one_verifies(private: Path, tmp_path: Path) -> None:
+    """Its ledger begins with charges that are for no round of its own."""
+    again = {"privacy.unit": "user", "privacy.noise-multiplier": 3.0, "checkpoint.continue-from": str(private)}
+    folder = run(tmp_path / "runs", **again)
+    assert ledger_findings(folder)[0][0] == "ok"
+    assert passed(verify(folder))
