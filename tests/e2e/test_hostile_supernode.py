@@ -128,7 +128,8 @@ def test_no_lie_of_a_registered_node_hurts_a_run() -> None:
 
         assert [record["round"] for record in records] == list(range(1, rounds + 1))
         for record in records:
-            _assert_dropped(record, [lies[record["round"] - 1 : record["round"]] for lies in train])
+            lies = [each[record["round"] - 1 : record["round"]] for each in train]
+            _assert_dropped(record, lies, [line for lines in said for line in lines if [line["lie"]] in lies])
             assert record["train"]["num-updates"] == HONEST
         assert {line["lie"] for lines in said for line in lines} >= {*TRAIN, *list(QUERY)[:3]}
         judged = [record["validation"] for record in records if record["validation"]]
@@ -143,10 +144,10 @@ def test_no_lie_of_a_registered_node_hurts_a_run() -> None:
         assert judged[-1]["ndcg@10"] == pytest.approx(alone.summary["validation"]["ndcg@10"], abs=1e-5)
 
 
-def _assert_dropped(record: Mapping[str, Any], lies: Sequence[Sequence[str]]) -> None:
-    """Holds what was dropped in a round to what was told in it."""
+def _assert_dropped(record: Mapping[str, Any], lies: Sequence[Sequence[str]], said: Sequence[object]) -> None:
+    """Holds what was dropped in a round to what was told in it; what the liars say of it is for whoever reads why."""
     dropped = Counter({k.removeprefix("dropped/"): int(n) for k, n in record["train"].items() if "dropped/" in k})
-    where = f"round {record['round']}: {lies}, dropped {dict(dropped)}"
+    where = f"round {record['round']}: {lies}, dropped {dict(dropped)}, said {said}"
     open_reasons: list[tuple[str, ...]] = []
     for (name,) in filter(None, lies):
         reason = TRAIN[name].reason
