@@ -1,6 +1,7 @@
 """A TCP connection that can be cut: what lies between a SuperNode and its SuperLink.
 
-What is cut or refused is reset, as by a machine on which nobody listens.
+What is cut or refused is reset, as by a machine on which nobody listens, or else ended in an orderly way, as by a load
+balancer that has nobody behind it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import struct
 import threading
 
 _CHUNK = 1 << 16
+_RESET = struct.pack("ii", 1, 0)
+"""How long a socket that is closed lingers: not at all, so that the other side sees a reset."""
 
 
 class Link:
@@ -29,14 +32,18 @@ class Link:
         self._lock = threading.Lock()
         self._flows = threading.Event()
         self._flows.set()
-        self._refuses = False
+        self._refuses = self._orderly = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.entry: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name=f"link to {port}", daemon=True).start()
 
-    def drop(self) -> None:
-        """Closes all connections, and each new one at once."""
-        self._refuses = True
+    def drop(self, orderly: bool = False) -> None:
+        """Closes all connections, and each new one at once.
+
+        Args:
+            orderly: without a reset.
+        """
+        self._refuses, self._orderly = True, orderly
         self._close_all()
 
     def stall(self) -> None:
@@ -67,7 +74,7 @@ class Link:
             with contextlib.suppress(OSError):
                 far = None if self._refuses else socket.create_connection(("127.0.0.1", self._port), timeout=5)
             if far is None:
-                _reset(near)
+                self._refuse(near)
                 continue
             far.settimeout(None)
             with self._lock:
@@ -92,7 +99,13 @@ class Link:
             # The thread that reads it wakes up.
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RD)
-            _reset(one)
+            self._refuse(one)
+
+    def _refuse(self, one: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if not self._orderly:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        one.close()
 
     def _end(self, *two: socket.socket) -> None:
         with self._lock:
@@ -103,10 +116,3 @@ class Link:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
-
-
-def _reset(one: socket.socket) -> None:
-    """Closes a connection so that the other side sees a reset and no orderly end."""
-    with contextlib.suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    one.close()

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from fedrec_app.deployment.touch import PATIENCE
 from tests.conftest import REPO
+from tests.e2e.helpers import wait_until
 
 sys.path.insert(0, str(REPO / "scripts"))
 
 from campaign.faults import KINDS, draw
 from campaign.link import Link
+from campaign.place import place
 from campaign.samples import count_growth, memory_growth
 
 
@@ -89,6 +96,16 @@ def test_a_link_that_is_dropped_closes_what_is_open_and_refuses_what_comes() -> 
         assert said(link) == b"hello"
 
 
+def test_a_link_can_also_end_in_an_orderly_way() -> None:
+    with echoing() as link, socket.create_connection(("127.0.0.1", link.entry), timeout=5) as one:
+        one.sendall(b"x")
+        assert one.recv(1) == b"x"
+        link.drop(orderly=True)
+        assert one.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", link.entry), timeout=5) as other:
+            assert other.recv(1) == b""
+
+
 def test_a_link_that_is_stalled_holds_back_what_it_gets() -> None:
     with echoing() as link, socket.create_connection(("127.0.0.1", link.entry), timeout=5) as one:
         link.stall()
@@ -154,3 +171,31 @@ def test_two_faults_on_a_real_deployment_leave_two_whole_runs(tmp_path: Path) ->
     runs = json.loads(file.read_text())["runs"]
     assert [run["ended"] for run in runs] == ["resumed", "resumed"]
     assert not any(run["failed"] for run in runs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_lives_and_does_nothing_is_started_again() -> None:
+    """Flower's SuperNode takes a TLS connection that ends in an orderly way for the end of everything, and stays."""
+    folder = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
+    said: list[str] = []
+    try:
+        with place(folder, 1, said.append) as up:
+            (node,), (link,) = up.loopback.supernodes, up.links
+            first = node.pid
+            link.drop(orderly=True)
+            wait_until(lambda: "UNEXPECTED_EOF" in node.logged(), 60, "its loop ends")
+            link.heal()
+            time.sleep(30)  # it has tried again by now, if it does
+            assert node.pid == first
+            assert node.alive
+            assert link.entry not in [
+                one.raddr.port for one in psutil.Process(first).net_connections("tcp") if one.raddr
+            ]
+            seconds, by_hand = up.heal()
+            assert by_hand == []
+            assert node.pid != first
+            assert seconds < 2 * PATIENCE
+            assert any("has had no connection" in line for line in said), said
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
