@@ -17,6 +17,8 @@ WARM_UP = 0.1
 """Share of the rounds that fills caches, and does not count."""
 FLAT = 0.01
 """Growth over all further rounds, as a share of what there is, that nobody would call growth."""
+A_HALF = 0.5
+"""The same of descriptors and threads, in numbers of them."""
 _BLOCKS = 20
 _MEGABYTE = 1e6
 
@@ -73,6 +75,21 @@ def memory_growth(rounds: Sequence[float], values: Sequence[float], total: int) 
         values: (n,) bytes.
         total: rounds of the run.
     """
+    return _growth(rounds, values, total, lambda level: FLAT * level)
+
+
+def count_growth(rounds: Sequence[float], values: Sequence[float], total: int) -> Growth | None:
+    """Returns how a number of descriptors or threads changes, as `memory_growth` does.
+
+    It grows where that line rises by more than a half: one that is never given back makes it rise by 1 and more, a pool
+    that breathes does not.
+    """
+    return _growth(rounds, values, total, lambda level: A_HALF)
+
+
+def _growth(
+    rounds: Sequence[float], values: Sequence[float], total: int, least: Callable[[float], float]
+) -> Growth | None:
     x, y = np.asarray(rounds, dtype=float), np.asarray(values, dtype=float)
     late = x >= WARM_UP * total
     x, y = x[late], y[late]
@@ -86,25 +103,7 @@ def memory_growth(rounds: Sequence[float], values: Sequence[float], total: int) 
     slope, error = float(fit.slope), float(fit.stderr)
     by_chance = float(stats.t.sf(slope / error, len(means) - 2)) if error > 0 else float(slope <= 0)
     level, span = float(np.median(y)), float(np.ptp(x))
-    return Growth(level, slope, error, span, slope * span > FLAT * level and by_chance < 0.01)
-
-
-def count_growth(rounds: Sequence[float], values: Sequence[float], total: int) -> Growth | None:
-    """Returns how a number of descriptors or threads changes: it grows where its median over the last fifth of the
-    rounds is above that over the first fifth after the warm-up. None for a process that was there too short.
-
-    Args:
-        rounds: (n,) at each sample.
-        values: (n,) counts.
-        total: rounds of the run.
-    """
-    if (line := memory_growth(rounds, values, total)) is None:
-        return None
-    x, y = np.asarray(rounds, dtype=float), np.asarray(values, dtype=float)
-    x, y = x[x >= WARM_UP * total], y[x >= WARM_UP * total]
-    fifth = np.ptp(x) / 5
-    first, last = np.median(y[x <= x[0] + fifth]), np.median(y[x >= x[-1] - fifth])
-    return Growth(line.level, line.slope, line.error, line.rounds, bool(last > first))
+    return Growth(level, slope, error, span, slope * span > least(level) and by_chance < 0.01)
 
 
 class Sampler:

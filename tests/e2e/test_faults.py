@@ -149,13 +149,18 @@ def test_memory_grows_where_it_rises_by_more_than_a_hundredth_and_more_than_chan
     assert memory_growth(list(at[:300]), list(values[:300]), 500) is None
 
 
-def test_descriptors_grow_by_one_and_not_by_a_moment() -> None:
+def test_descriptors_grow_by_one_and_neither_by_a_moment_nor_by_a_pool_that_breathes() -> None:
     at = list(np.arange(1500) / 3)
     spike = [9.0 if 700 <= index < 720 else 5.0 for index in range(1500)]
-    leak = [5.0 + index // 700 for index in range(1500)]
-    assert not (found := count_growth(at, spike, 500)) or not found.grows
-    assert (found := count_growth(at, leak, 500)) is not None
-    assert found.grows
+    pool = [*np.random.default_rng(3).integers(8, 12, 1500).astype(float)]
+    for flat in (spike, pool, [5.0] * 1500, pool[::-1]):
+        found = count_growth(at, flat, 500)
+        assert found is not None
+        assert not found.grows
+    leaks = ([5.0 + index // 700 for index in range(1500)], [5.0 + (index > 1000) for index in range(1500)])
+    for leak in (*leaks, [many + index // 700 for index, many in enumerate(pool)]):
+        assert (found := count_growth(at, leak, 500)) is not None
+        assert found.grows
 
 
 @pytest.mark.slow
