@@ -211,8 +211,9 @@ TRAIN: dict[str, Lie] = {
     ),
     "a message for a record": Lie(_garbled(b"ArrayRecord", lambda c: _kind(c, b"MetricRecord")), "error-reply"),
     "the name of another node": Lie(_in_the_name_of(lambda m: 12345), "error-reply"),
-    "an answer to another message": Lie(_to_another, "no-reply"),
-    "a message that nobody asked for": Lie(_unasked, "no-reply"),
+    # The SuperLink may notice, and answers for the node.
+    "an answer to another message": Lie(_to_another, ("no-reply", "error-reply")),
+    "a message that nobody asked for": Lie(_unasked, ("no-reply", "error-reply")),
     "a deep tree": Lie(_deep, ("non-finite", "error-reply", "no-reply")),
     "another message's tree": Lie(_other_tree, ("error-reply", "no-reply")),
     "two hundred tiny arrays": Lie(_many, ("extra-array", "no-reply")),
