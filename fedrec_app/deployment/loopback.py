@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ _HOST = "127.0.0.1"
 _NODE_CONFIG = "node.toml"
 _NODE_ID = re.compile(r"SuperNode ID: (\d+)")
 _REGISTERED = "Public key already in use"
+_REFUSED = "[code: 2004]"
 
 
 class Loopback:
@@ -130,12 +132,22 @@ class Loopback:
     def await_supernode(self, node: Part, seconds: float = START_TIMEOUT) -> int:
         """Returns the node id that the SuperLink has given a SuperNode, once it has.
 
+        A node that was killed is held for alive until its heartbeat lapses, and refused: one that is supervised comes
+        back, and is waited for.
+
         Raises:
             FedrecError: the SuperNode ended, or it is too late.
         """
-        node.wait(lambda: _NODE_ID.search(node.logged()) is not None, seconds, "the SuperLink accepts it")
-        found = _NODE_ID.findall(node.logged())
-        return int(found[-1])
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                left = end - time.monotonic()
+                node.wait(lambda: _NODE_ID.search(node.logged()) is not None, left, "the SuperLink accepts it")
+                return int(_NODE_ID.findall(node.logged())[-1])
+            except FedrecError:
+                if not self.supervisors or _REFUSED not in node.logged() or time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
 
     def stop(self) -> None:
         """Ends exactly what was started, the SuperNodes first; what fails to end does not keep the others."""
