@@ -198,7 +198,7 @@ def loopback(
 
 def _again(folder: Path, data: Path, insecure: bool) -> str:
     """Returns the command that brings a deployment up again, and goes on with a run where one is named."""
-    line = ["fedrec", "deploy", "loopback", "--folder", str(folder), "--data", str(data.absolute())]
+    line = ["fedrec", "deploy", "loopback", "--folder", str(folder), "--data", str(data.expanduser().absolute())]
     return shlex.join([*line, "--insecure"] if insecure else line)
 
 

@@ -156,7 +156,8 @@ class RecommenderClient(NumPyClient):
             path = self.node.state_dir / f"quarantine-{self.node.partition_id}.csv"
             path.touch(mode=0o600)  # it quotes rows
             quarantine.write(path)
-            log(WARNING, "%s rows of this node's data are set aside: %s says which, and why", len(quarantine), path)
+            many = "" if self._private else f"{len(quarantine)} "  # logs leave the node
+            log(WARNING, "%srows of this node's data are set aside: %s says which, and why", many, path)
         return len(quarantine)
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[NDArray]:

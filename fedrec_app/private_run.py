@@ -8,6 +8,7 @@ privacy holds against a server that follows the protocol as well, where no metri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any
@@ -197,6 +198,8 @@ class PrivateRun:
     def failed(self) -> dict[str, Any]:
         """Returns what a run has cost that did not end; its ledger is closed."""
         self.ledger.close()
+        with suppress(StateError), Ledger.open(self.ledger.path) as written:
+            self.budget.book = written  # a charge that was interrupted may be on the disk alone
         return {"unit": self.settings.unit, "epsilon": self.budget.spent(), "delta": self.budget.delta}
 
     def noise_std(self) -> float:

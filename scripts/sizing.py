@@ -47,6 +47,8 @@ def main(
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     given = parse_overrides(config or [])
+    if given.get("privacy.unit", "none") != "none":
+        raise typer.BadParameter("rounds of a private run are not timed", param_hint="-c")
     with tempfile.TemporaryDirectory(prefix="sizing-", dir="/tmp") as temporary:
         folder = Path(temporary)
         dealt = DealtData.deal(RunConfig.from_flat(given).data, nodes, folder / "shards")

@@ -123,7 +123,11 @@ class Catalog:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"no catalog file at {path}")
-        return cls.from_content(path.read_bytes(), str(path), path.suffix)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the catalog {path}: {error}") from error
+        return cls.from_content(content, str(path), path.suffix)
 
     @classmethod
     def from_content(cls, content: bytes, origin: str, suffix: str = ".jsonl") -> Catalog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -236,26 +237,27 @@ def _parameters(newest: Checkpoint, records: list[Record]) -> Finding:
 
 
 def _ledger(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:
-    """Holds the privacy ledger to the figures, where the run has one."""
-    if records[_last(records, "began") - 1]["settings"].get("privacy.unit", "none") == "none" or not _last(
-        records, "nodes"
-    ):
-        return  # it is begun once the users are counted
-    told = None
-    if records[-1]["what"] == "ended" and (folder.path / SUMMARY).is_file():
-        told = folder.read_summary().get("privacy", {}).get("epsilon")
-    checkpoints = Checkpoints(folder.path / FOLDER)
-    try:
+    """Holds the privacy ledger to the figures, where the run has one: it is begun before the line about nodes."""
+    settings, nodes = records[0]["settings"], _last(records, "nodes")
+    if settings.get("privacy.unit", "none") == "none" or not nodes:
+        return
+    told, newest, checkpoints = {}, None, Checkpoints(folder.path / FOLDER)
+    with suppress(StateError):  # which is said where these files are looked at
+        if records[-1]["what"] == "ended":
+            told = folder.read_summary().get("privacy")
+    with suppress(StateError):
         newest = checkpoints.read_newest() if checkpoints.rounds() else None
-    except StateError:
-        newest = None  # which is said already
-    yield from check_ledger(folder.path, folder.read_metrics(), told, newest)
+    told = told if isinstance(told, dict) else {}
+    lineage = str(records[nodes - 1].get("lineage"))
+    yield from check_ledger(folder.path, settings, lineage, folder.read_metrics(), told, newest)
 
 
 def _end(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:
     number, ended = len(records), records[-1]
     if ended["what"] != "ended":
-        wrong = (folder.path / SUMMARY).is_file() and folder.read_summary().get("status") == "completed"
+        wrong = False
+        with suppress(StateError):  # none, or one that was damaged: the run writes it anew
+            wrong = folder.read_summary().get("status") == "completed"
         text = f"{SUMMARY} says that the run completed, and the log has no end" if wrong else "the log has no end yet"
         yield Finding("end", "failed" if wrong else "note", text, len(records) if wrong else 0)
         return

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from functools import cache
 
+_ITS_DATES = "%m/%d/%Y %H:%M:%S"
+
 
 @cache
 def import_opacus() -> None:
-    """Imports Opacus, and takes the handler away that it gives the root logger.
+    """Imports Opacus, and takes the handler away that it gives the root logger, whoever imported it first.
 
     With it every line of Flower's logger, which is fedrec's too, would be written a second time, and as plain text
     where logs are JSON and leave texts of errors out.
     """
-    root = logging.getLogger()
-    before = list(root.handlers)
     import opacus  # noqa: F401
 
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler and handler.formatter and handler.formatter.datefmt == _ITS_DATES:
+            root.removeHandler(handler)

@@ -58,7 +58,7 @@ def check(course: Course, fault: Fault, reference: Reference, place: Place, roun
         place: the deployment.
         rounds: that the run must have.
     """
-    found = {"ended": OK if course.ended in ("completed", "resumed") else course.ended}
+    found = {"ended": OK if course.ended in ("completed", "resumed", "begun anew") else course.ended}
     summary = summary_of(course)
     if course.folder is None or summary.get("status") != "completed":
         return {**found, "ended": f"{found['ended']}; summary: {summary.get('status', 'none')}"}

@@ -39,7 +39,7 @@ class Course:
         seen: every round that was ever seen in metrics.jsonl.
         before: for each continuation: the round of the checkpoint that it must go on from, and the rounds up to it.
         charged: lines of the ledger that were seen while the run went on.
-        ended: "completed", "resumed", or why neither.
+        ended: "completed", "resumed" from a checkpoint, "begun anew" where there was none yet, or why none of these.
         left: folders of runs that ended before they had a checkpoint.
     """
 
@@ -67,13 +67,14 @@ def take(place: Place, settings: dict[str, Scalar], fault: Fault | None, say: Ca
     """
     course, began = Course(), time.monotonic()
     struck: float | None = None
+    corrupted = anew = False
     flat: dict[str, Scalar] = settings
     while course.starts < _MOST_STARTS:
         course.starts += 1
         code, when, error = _one_start(place, flat, None if struck else fault, course, say)
         struck = struck or when
         if code == 0:
-            course.ended = "completed" if course.starts == 1 else "resumed"
+            course.ended = "completed" if course.starts == 1 else "begun anew" if anew else "resumed"
             break
         course.errors.append(error)
         say(f"start {course.starts} ended with {code}: {error[-200:]}")
@@ -84,12 +85,13 @@ def take(place: Place, settings: dict[str, Scalar], fault: Fault | None, say: Ca
             continue
         if not (course.folder / FOLDER).is_dir():
             course.left.add(course.folder)
-            course.folder = None
+            course.folder, course.charged, anew = None, [], True
             _await_end(place)
             continue
         flat = {**settings, "checkpoint.resume-from": str(course.folder)}
         _await_end(place)
-        if course.starts == 1 and fault is not None and fault.kind == "corrupt":
+        if fault is not None and fault.kind == "corrupt" and not corrupted:
+            corrupted = True
             lineage = str(Checkpoints(course.folder / FOLDER).read_newest().facts["lineage"])
             newest = Checkpoints(course.folder / FOLDER).rounds()[-1]
             course.done += "; " + faults.corrupt(fault, place, course.folder, lineage, newest)

@@ -103,7 +103,12 @@ class Link:
 
     def _refuse(self, one: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            if not self._orderly:
+            if self._orderly:
+                one.shutdown(socket.SHUT_WR)
+                one.settimeout(0.2)
+                while one.recv(_CHUNK):  # what is left unread would make it a reset
+                    pass
+            else:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.close()
 

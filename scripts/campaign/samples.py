@@ -81,8 +81,8 @@ def memory_growth(rounds: Sequence[float], values: Sequence[float], total: int) 
 def count_growth(rounds: Sequence[float], values: Sequence[float], total: int) -> Growth | None:
     """Returns how a number of descriptors or threads changes, as `memory_growth` does.
 
-    It grows where that line rises by more than a half: one that is never given back makes it rise by 1 and more, a pool
-    that breathes does not.
+    It grows where that line rises by more than a half. One that is never given back makes it rise so, unless it was
+    taken in the first or the last tenth; a pool that breathes does not.
     """
     return _growth(rounds, values, total, lambda level: A_HALF)
 

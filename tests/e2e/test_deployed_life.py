@@ -134,7 +134,7 @@ def test_feedback_reaches_the_run_that_continues_and_epsilon_is_that_of_both(
     assert found["method"] == "private rows"
     assert not {item["item_id"] for item in found["items"]} & set(catalog[:9])
     told = [line for line in json_log.lines_of(of_nodes(up)) if "set aside" in line["message"]]
-    assert [(line["partition"], line["message"][:6]) for line in told] == [(1, "1 rows")]
+    assert [(line["partition"], line["message"][:7]) for line in told] == [(1, "rows of")]  # how many is withheld
     assert not re.search(f"{LATE}|{UNKNOWN}", log + of_nodes(up))
     assert not PLAIN.search(log + of_nodes(up))
 

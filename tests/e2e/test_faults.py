@@ -103,6 +103,7 @@ def test_a_link_can_also_end_in_an_orderly_way() -> None:
         link.drop(orderly=True)
         assert one.recv(1) == b""
         with socket.create_connection(("127.0.0.1", link.entry), timeout=5) as other:
+            other.sendall(b"hello")
             assert other.recv(1) == b""
 
 

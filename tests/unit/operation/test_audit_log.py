@@ -22,6 +22,7 @@ from fedrec_app.hash_chain import START, ChainFile, line, read
 from fedrec_app.operation.audit_check import passed, verify
 from fedrec_app.operation.audit_log import AUDIT, AuditLog, ranges
 from fedrec_app.operation.digests import of_arrays, of_json, of_reply
+from fedrec_app.privacy import ledger as ledger_module
 from fedrec_app.privacy.ledger import LEDGER, Ledger
 from fedrec_app.records import to_record
 from fedrec_app.simulate import simulate
@@ -433,10 +434,16 @@ def test_a_ledger_that_is_lost_damaged_or_cut_short_is_found(private: Path) -> N
     assert "has 5 lines, the checkpoint knows of 6" in ledger_findings(private)[0][1]
     path.write_bytes(b"")
     assert "has no header" in ledger_findings(private)[0][1]
-    path.write_bytes(whole + b'{"seq":7,')
-    ((state, text),) = ledger_findings(private)
-    assert state == "ok"
-    assert text.endswith("a last line that a crash cut short counts when the run goes on")
+    path.write_bytes(whole)
+    with Ledger.open(path) as ledger:
+        next_line = ledger._chain.next(ledger.events[0], {"for": "round", "round": 6})
+    for cut, ending in ((9, "is removed when the run goes on"), (len(next_line) - 5, "counts when the run goes on")):
+        path.write_bytes(whole + next_line[:cut])
+        ((state, text),) = ledger_findings(private)
+        assert state == "ok"
+        assert text.endswith(ending)
+    path.write_bytes(whole + b"garbage")
+    assert "is damaged" in ledger_findings(private)[0][1]
 
 
 def test_a_ledger_that_was_written_anew_is_found_with_and_without_checkpoints(private: Path) -> None:
@@ -444,10 +451,58 @@ def test_a_ledger_that_was_written_anew_is_found_with_and_without_checkpoints(pr
     assert "is not the one that the checkpoint knows" in ledger_findings(private)[0][1]
     shutil.rmtree(private / "checkpoints")
     assert "a round told epsilon" in ledger_findings(private)[0][1]
+    with_charges(private, 0.5, 6)
+    assert "summary.json tells epsilon" in ledger_findings(private)[0][1]
     with_charges(private, 9.0, 4)
     assert ledger_findings(private) == [("failed", "4 charges for 5 rounds that changed the parameters")]
-    with_charges(private, 0.5, 4)
-    assert passed(verify(private)) is False
+
+
+def test_the_ledger_of_another_run_is_found(private: Path, tmp_path: Path) -> None:
+    other = run(tmp_path / "runs", **PRIVATE)
+    shutil.rmtree(private / "checkpoints")
+    shutil.copy(other / LEDGER, private / LEDGER)
+    assert "it is of another run: its lineage is" in ledger_findings(private)[0][1]
+
+
+def test_files_that_are_damaged_beside_the_ledger_do_not_end_the_check(private: Path) -> None:
+    summary = RunFolder(private).read_summary()
+    for told in (None, {"epsilon": "x"}, {"epsilon": None, "delta": summary["privacy"]["delta"]}):
+        RunFolder(private).write_summary({**summary, "privacy": told})
+        assert "summary.json" in [check for check, _ in failures(private)]
+        assert ledger_findings(private)[0][0] == "ok"
+    (private / "summary.json").write_text("{")
+    assert "summary.json" in [check for check, _ in failures(private)]
+    assert ledger_findings(private)[0][0] == "ok"
+
+
+def test_a_run_that_told_the_looser_bound_verifies(tmp_path: Path) -> None:
+    """What it planned has no room on a grid, what it charged until it was stopped has."""
+    large = {"privacy.noise-multiplier": 0.5, "privacy.sampling-rate": 0.1, "num-server-rounds": 6000}
+    settings = {"privacy.unit": "user", "privacy.metrics": "withheld", **large}
+    folder = run(tmp_path, stop_after=3, **settings)
+    told = [json.loads(text)["train"]["epsilon"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    ((state, text),) = ledger_findings(folder)
+    assert state == "ok"
+    assert max(told) > float(text.rpartition(" ")[2]) + 0.1
+
+
+def test_a_charge_that_was_interrupted_counts_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on the disk, and the run does not know."""
+    append, calls = ledger_module.append_line, itertools.count()
+
+    def interrupted(descriptor: int, text: bytes) -> None:
+        append(descriptor, text)
+        if next(calls) == 3:  # after the header and two rounds
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger_module, "append_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, **PRIVATE)
+    (folder,) = tmp_path.glob("*-*-*/*")
+    assert RunFolder(folder).read_summary()["status"] == "stopped"
+    ((state, text),) = ledger_findings(folder)
+    assert (state, text[:9]) == ("ok", "3 charges")
+    assert passed(verify(folder))
 
 
 def test_a_run_that_continues_a_private_one_verifies(private: Path, tmp_path: Path) -> None:
