@@ -22,6 +22,7 @@ import psutil
 
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import Scalar, to_toml
+from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.operation import json_log
 from fedrec_app.records import Arrays
@@ -160,6 +161,17 @@ def deployed(place: Sandbox, nodes: Sequence[Mapping[str, Scalar]], insecure: bo
     variables = {key: place.environment[key] for key in handed if key in place.environment}
     with chdir(work), Loopback(place.folder / "d", nodes, insecure, variables=variables) as loopback, chdir(REPO):
         yield loopback
+
+
+def small_shards(place: Sandbox, num_nodes: int = 2) -> DealtData:
+    """Returns the small data, dealt to nodes in `shards` of the sandbox's folder."""
+    shards = place.folder / "shards"
+    dealt = place.call(
+        "fedrec", "data", "prepare", "synthetic", "--nodes", str(num_nodes), "--out", str(shards),
+        "--options", str(SMALL["data.options"]),
+    )  # fmt: skip
+    assert dealt.returncode == 0, dealt.stderr
+    return DealtData.read(shards)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

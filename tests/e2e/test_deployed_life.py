@@ -15,12 +15,11 @@ import pytest
 from fedrec_app.artifacts import RunFolder
 from fedrec_app.config import Scalar, read_toml
 from fedrec_app.data.catalog import Catalog
-from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.operation import json_log
 from fedrec_app.private_state import PrivateState
 from fedrec_app.seeding import user_key
-from tests.e2e.helpers import SMALL, Sandbox, deployed, sandbox
+from tests.e2e.helpers import SMALL, Sandbox, deployed, sandbox, small_shards
 
 LATE, UNKNOWN = "a visitor who came late", "a film of no catalog"
 PLAIN = re.compile(r"^\d\d/\d\d/\d{4} ", re.MULTILINE)
@@ -41,13 +40,7 @@ def place() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def up(place: Sandbox) -> Iterator[Loopback]:
-    shards = place.folder / "shards"
-    dealt = place.call(
-        "fedrec", "data", "prepare", "synthetic", "--nodes", "2", "--out", str(shards),
-        "--options", str(SMALL["data.options"]),
-    )  # fmt: skip
-    assert dealt.returncode == 0, dealt.stderr
-    with deployed(place, DealtData.read(shards).nodes) as loopback:
+    with deployed(place, small_shards(place).nodes) as loopback:
         yield loopback
 
 

@@ -19,7 +19,6 @@ from fedrec_app.artifacts import METRICS, RunFolder
 from fedrec_app.config import Scalar, read_toml
 from fedrec_app.deployment.certificates import make_authority
 from fedrec_app.deployment.commands import SuperNodeSettings
-from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.handshake import negotiated
 from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.deployment.node_keys import make_node_key
@@ -37,6 +36,7 @@ from tests.e2e.helpers import (
     assert_same_numbers,
     deployed,
     sandbox,
+    small_shards,
     wait_until,
 )
 
@@ -129,13 +129,7 @@ def settings(place: Sandbox) -> dict[str, Scalar]:
 @pytest.fixture(scope="module")
 def up(place: Sandbox) -> Iterator[Loopback]:
     """A deployment of two nodes with TLS, which several tests use, and none leaves changed."""
-    shards = place.folder / "shards"
-    dealt = place.call(
-        "fedrec", "data", "prepare", "synthetic", "--nodes", "2", "--out", str(shards),
-        "--options", str(SMALL["data.options"]),
-    )  # fmt: skip
-    assert dealt.returncode == 0, dealt.stderr
-    with deployed(place, DealtData.read(shards).nodes) as loopback:
+    with deployed(place, small_shards(place).nodes) as loopback:
         yield loopback
 
 

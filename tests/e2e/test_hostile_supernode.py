@@ -25,7 +25,7 @@ from fedrec_app.node_settings import NodeSettings
 from fedrec_app.records import Said
 from fedrec_app.server_app import run_server
 from tests.conftest import REPO
-from tests.e2e.helpers import SMALL, Sandbox, assert_same_arrays, deployed, sandbox, wait_until
+from tests.e2e.helpers import SMALL, Sandbox, assert_same_arrays, deployed, sandbox, small_shards, wait_until
 from tests.e2e.lies import EVALUATE, EXAMPLES, QUERY, TRAIN, USERS
 
 HONEST = 2
@@ -80,16 +80,6 @@ def _dealt(items: Sequence[str], hands: int) -> list[list[str]]:
     return [list(items[hand::hands]) for hand in range(hands)]
 
 
-def _shards(place: Sandbox) -> DealtData:
-    shards = place.folder / "shards"
-    dealt = place.call(
-        "fedrec", "data", "prepare", "synthetic", "--nodes", str(HONEST), "--out", str(shards),
-        "--options", str(SMALL["data.options"]),
-    )  # fmt: skip
-    assert dealt.returncode == 0, dealt.stderr
-    return DealtData.read(shards)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_no_lie_of_a_registered_node_hurts_a_run() -> None:
@@ -98,7 +88,7 @@ def test_no_lie_of_a_registered_node_hurts_a_run() -> None:
     train, evaluate = _dealt(list(TRAIN), hands), _dealt(list(EVALUATE), hands)
     rounds = max(map(len, train))
     with sandbox() as place:
-        dealt = _shards(place)
+        dealt = small_shards(place, HONEST)
         nodes = _honest_nodes(dealt)
         settings: dict[str, Scalar] = {
             **_settings(dealt), "num-server-rounds": rounds, "evaluate.every": _EVERY,
