@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from rich.table import Table
 from fedrec_app.cli_run import trained_there
 from fedrec_app.cli_shared import RunSettings, asked_settings, preflight, show_result, stderr
 from fedrec_app.config import Scalar
-from fedrec_app.console import say
+from fedrec_app.console import say, stamped
 from fedrec_app.errors import ConfigError, FedrecError
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def supervise(
     command = [executable(context.args[0]), *context.args[1:]]
     part = Part(Path(command[0]).name, command, flower_environment(), log, own_home=False)
     lost = Touch(part, out_of_touch).lost if out_of_touch and superlink_of(command) else lambda: ""
-    keeper = Supervisor(part, Backoff(first=first, cap=cap), most_restarts, say=_stamped, out_of_touch=lost)
+    keeper = Supervisor(part, Backoff(first=first, cap=cap), most_restarts, say=stamped, out_of_touch=lost)
     with ends_through_finally():
         try:
             keeper.start()
@@ -184,7 +183,7 @@ def loopback(
             raise ConfigError(f"--nodes {nodes}: {data} has shards of {len(dealt.nodes)} nodes")
         flat.setdefault("strategy.min-nodes", len(dealt.nodes))
         started = time.monotonic()
-        with Loopback(where, dealt.nodes, insecure, supervised=True, say=_stamped) as place:
+        with Loopback(where, dealt.nodes, insecure, supervised=True, say=stamped) as place:
             say(f"up after {time.monotonic() - started:.1f} s")
             again = _again(where, data or where / "data", insecure) if folder else ""
             run = trained_there(flat, config, place.connection, place.environment, again=again)
@@ -246,8 +245,3 @@ def _wait(place: Loopback) -> None:
             time.sleep(1)
     except KeyboardInterrupt:
         say("stopping it")
-
-
-def _stamped(line: str) -> None:
-    say(f"{time.strftime('%H:%M:%S')} {line}")
-    sys.stderr.flush()

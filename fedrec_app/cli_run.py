@@ -13,14 +13,13 @@ import typer
 
 from fedrec_app.cli_shared import advance, asked_settings, output_dir, preflight, progress_bar, show_result, stderr
 from fedrec_app.config import RunConfig, Scalar
-from fedrec_app.console import say
+from fedrec_app.console import say, uncoloured
 from fedrec_app.errors import ConfigError
 from fedrec_app.operation import json_log
 
 if TYPE_CHECKING:
     from fedrec_app.superlink_run import SuperLinkRun
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORTH_SAYING = re.compile(
     r"nodes take part, | is refused: |rows of the nodes' data were set aside|partition \d+ left|waiting for those"
 )
@@ -53,7 +52,7 @@ def run(
         if json_log.wanted() and json_log.is_line(line):
             print(line, file=sys.stderr, flush=True)
         elif verbose or _WORTH_SAYING.search(line):
-            printable = "".join(char if char.isprintable() else "?" for char in _COLOUR.sub("", line))
+            printable = "".join(char if char.isprintable() else "?" for char in uncoloured(line))
             stderr.print(printable, markup=False, highlight=False, soft_wrap=True)
 
     if connection:

@@ -62,6 +62,11 @@ class DataConfig(Section, frozen=True):
     partition: str = "users"
     seed: int = Field(default=0, ge=0)
 
+    @property
+    def source(self) -> tuple[str, str, str, str, int]:
+        """What `sources.load_whole` and `sources.load_catalog` are told: name, path, columns, options and seed."""
+        return self.name, self.path, self.columns, self.options, self.seed
+
 
 class ModelConfig(Section, frozen=True):
     name: str = "mf"

@@ -92,6 +92,13 @@ def host_and_port(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def one_thread_each() -> None:
+    """Makes processes compute with one thread each: those that are started from now on, and this one, where neither
+    numpy nor torch are loaded, which read this once. What the environment says already stays."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
 @contextlib.contextmanager
 def ends_through_finally() -> Iterator[None]:
     """While it is open, SIGTERM and SIGHUP end the program as Ctrl-C does: through its `finally` clauses.

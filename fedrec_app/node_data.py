@@ -111,8 +111,7 @@ def prepared(config: DataConfig) -> Prepared:
     if isinstance(config, OwnData):
         dataset = own_data.load(config, rules)
     else:
-        where = (config.name, config.path, config.columns, config.options, config.seed)
-        dataset = clean(sources.load_whole(*where), rules)
+        dataset = clean(sources.load_whole(*config.source), rules)
     _require_columns(dataset, config)
     return Prepared.of(dataset, config.protocol, config.seed)
 
@@ -130,7 +129,7 @@ def catalog(config: DataConfig) -> Catalog:
     """Returns the catalog of a configuration: all that the server needs to know of the data."""
     if config.k_core:  # which items that leaves, only the interactions tell
         return prepared(config).dataset.catalog
-    return sources.load_catalog(config.name, config.path, config.columns, config.options, config.seed)
+    return sources.load_catalog(*config.source)
 
 
 @_by_bytes

@@ -31,12 +31,11 @@ def load(config: OwnData, rules: Rules) -> Dataset:
     Raises:
         FedrecError: it cannot be read, or feedback cannot come after it.
     """
-    where = (config.name, config.path, config.columns, config.options, config.seed)
     labels = "label" in config.requires
     try:
-        dataset = sources.load_whole(*where)
+        dataset = sources.load_whole(*config.source)
     except NoInteractions as error:
-        dataset = Dataset.empty(sources.load_catalog(*where), error.report, error.quarantine, labels)
+        dataset = Dataset.empty(sources.load_catalog(*config.source), error.report, error.quarantine, labels)
     try:
         if config.feedback_events:
             _require_seconds(dataset)

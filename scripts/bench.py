@@ -19,7 +19,6 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from fedrec_app.flower_process import one_thread_each
 
 commands = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -50,8 +51,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object as the
 @commands.callback()
 def _one_thread() -> None:
     # Before numpy and torch load: their libraries read these once.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    one_thread_each()
 
 
 @commands.command()

@@ -12,10 +12,8 @@ damaged. Where the run fails it is continued from its checkpoint. The exit code 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +23,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedrec_app.flower_process import ends_through_finally
+from fedrec_app.console import stamped
+from fedrec_app.flower_process import ends_through_finally, one_thread_each
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 stderr = Console(stderr=True)
@@ -42,8 +41,7 @@ def main(
     as_json: Annotated[Path | None, typer.Option("--json", help="File for everything that was found.")] = None,
 ) -> None:
     """Hurts a deployment on purpose, and checks that every run is whole afterwards."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    one_thread_each()
     from campaign.faults import KINDS, draw
     from campaign.place import place
 
@@ -55,7 +53,7 @@ def main(
     drawn = draw(first - 1 + runs, seed, nodes, rounds, only or ())[first - 1 :]
     rows: list[dict[str, Any]] = []
     try:
-        with place(folder, nodes, _say) as deployment:
+        with place(folder, nodes, stamped) as deployment:
             for row in _campaign(deployment, drawn, first, rounds, folder):
                 rows.append(row)
                 if as_json is not None:
@@ -81,14 +79,14 @@ def _campaign(deployment: Any, drawn: list[Any], first: int, rounds: int, folder
     references: dict[bool, Reference] = {}
     for number, fault in enumerate(drawn, start=first):
         if fault.private not in references:
-            _say(f"a run that nothing disturbs, {'with' if fault.private else 'without'} privacy")
+            stamped(f"a run that nothing disturbs, {'with' if fault.private else 'without'} privacy")
             settings = deployment.run_settings(fault.private, rounds, folder / f"r{fault.private:d}")
-            course = take(deployment, settings, None, _say)
+            course = take(deployment, settings, None, stamped)
             if course.ended != "completed":
                 raise SystemExit(f"a run that nothing disturbed did not complete: {course.errors}")
             references[fault.private] = Reference.of(course, deployment)
-            _say(f"it took {course.seconds:.0f} s")
-        _say(f"run {number}: {fault.kind} {fault.what()}, {fault.when()}")
+            stamped(f"it took {course.seconds:.0f} s")
+        stamped(f"run {number}: {fault.kind} {fault.what()}, {fault.when()}")
         settings = deployment.run_settings(fault.private, rounds, folder / f"{number}", fault.min_nodes)
         yield _one(number, fault, settings, deployment, references[fault.private], rounds)
 
@@ -99,13 +97,13 @@ def _one(
     from campaign.checks import check, is_wrong, spent
     from campaign.course import take
 
-    course = take(deployment, settings, fault, _say)
+    course = take(deployment, settings, fault, stamped)
     healed, by_hand = deployment.heal()
     found = check(course, fault, reference, deployment, rounds)
     found["nodes"] = f"{', '.join(by_hand)} started by hand: it was up, and lost to the SuperLink" if by_hand else "ok"
     wrong = {name: said for name, said in found.items() if is_wrong(said)}
     for name, said in wrong.items():
-        _say(f"run {number} FAILED: {name}: {said}")
+        stamped(f"run {number} FAILED: {name}: {said}")
     return {
         "run": number, **asdict(fault), "what": fault.what(), "when": fault.when(), "done": course.done,
         "ended": course.ended, "starts": course.starts, "seconds": round(course.seconds, 1),
@@ -145,10 +143,6 @@ def _table(rows: list[dict[str, Any]], seed: int) -> Table:
             "[red]" + "; ".join(bad) if bad else f"{len(good)} ok" + "".join(f"; {note}" for note in notes),
         )  # fmt: skip
     return table
-
-
-def _say(text: str) -> None:
-    stderr.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec_app.config import RunConfig, Scalar, parse_overrides
+from fedrec_app.console import stamped
 from fedrec_app.deployment.dealt_data import DealtData
 from fedrec_app.deployment.loopback import Loopback
 from fedrec_app.deployment.part import Part
-from fedrec_app.flower_process import ends_through_finally
+from fedrec_app.flower_process import ends_through_finally, one_thread_each
 from fedrec_app.superlink_run import run_on_superlink
 
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -44,8 +45,7 @@ def main(
     as_json: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Brings up a deployment, trains on it, and prints what it took."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    one_thread_each()
     given = parse_overrides(config or [])
     if given.get("privacy.unit", "none") != "none":
         raise typer.BadParameter("rounds of a private run are not timed", param_hint="-c")
@@ -53,7 +53,7 @@ def main(
         folder = Path(temporary)
         dealt = DealtData.deal(RunConfig.from_flat(given).data, nodes, folder / "shards")
         began = time.monotonic()
-        with Loopback(folder / "d", dealt.nodes, say=_say) as up:
+        with Loopback(folder / "d", dealt.nodes, say=stamped) as up:
             found: dict[str, Any] = {"seconds_to_accepted": time.monotonic() - began}
             settings: dict[str, Scalar] = {
                 "num-server-rounds": rounds,
@@ -189,10 +189,6 @@ def _table(title: str, found: dict[str, Any]) -> Table:
     for what in ("database", "run_folder", "state_of_a_node"):
         table.add_row(f"disk, {what.replace('_', ' ')}", f"{found[f'bytes_{what}'] / 1e3:,.0f} kB")
     return table
-
-
-def _say(text: str) -> None:
-    stderr.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ code is 1 where something grows.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedrec_app.flower_process import ends_through_finally
+from fedrec_app.console import stamped
+from fedrec_app.flower_process import ends_through_finally, one_thread_each
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 stderr = Console(stderr=True)
@@ -75,7 +75,7 @@ def deployment(
     from fedrec_app.errors import FedrecError
     from fedrec_app.flower_process import executable
 
-    with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder, place(Path(folder), nodes, _say) as up:
+    with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder, place(Path(folder), nodes, stamped) as up:
         more = {**up.settings, "evaluate.every": rounds, "checkpoint.every": 5}
         settings = _settings(rounds, Path(folder), more)
         command = [executable("fedrec"), "run", up.loopback.connection, "-c", settings]
@@ -106,8 +106,7 @@ def _settings(rounds: int, folder: Path, more: Mapping[str, Any]) -> str:
 
     from fedrec_app.config import to_toml
 
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    one_thread_each()
     path = folder / "run.toml"
     own = {"num-server-rounds": rounds, "output-dir": str(folder / "out"), "strategy.round-timeout": 120.0}
     path.write_text(to_toml({**SETTINGS, **more, **own}))
@@ -127,12 +126,12 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, rounds: int) -> int:
         while process.poll() is None:
             if (done := _rounds(folder)) >= told + max(rounds // 10, 1):
                 told = done
-                _say(f"{done} of {rounds} rounds")
+                stamped(f"{done} of {rounds} rounds")
             time.sleep(0.5)
         if process.returncode:
             raise SystemExit((folder / "log").read_text()[-2000:])
     except KeyboardInterrupt:
-        _say("ended early: what there is so far")
+        stamped("ended early: what there is so far")
     finally:
         if process.poll() is None:
             process.terminate()
@@ -180,10 +179,6 @@ def _picture(title: str, series: Mapping[str, Any], names: list[str], png: Path)
     axes.set(title=title, xlabel="round", ylabel="resident MB", ylim=(0, None))
     axes.legend(fontsize=7)
     figure.savefig(png, dpi=120)
-
-
-def _say(text: str) -> None:
-    stderr.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ class Loopback:
         else:
             keeper = Supervisor(part, say=self._say, out_of_touch=Touch(part).lost)
         self.supervisors.append(keeper)
-        self.supervisors[-1].start()
+        keeper.start()
 
     def _end_leftovers(self) -> None:
         """Ends what a deployment left that was killed: its SuperNodes first, so that they can say good-bye.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import time
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from fedrec_app.console import uncoloured
 from fedrec_app.errors import FedrecError
 from fedrec_app.flower_process import end_tree, living_in
 
 _LAST_LINES = 5
 _EXIT = "Exit Code: "
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -168,7 +167,7 @@ class Part:
 
     def last_words(self) -> str:
         """Returns why it ended, as far as its log tells, in one line."""
-        lines = [line.strip() for line in _COLOURS.sub("", self.logged()).splitlines()]
+        lines = [line.strip() for line in uncoloured(self.logged()).splitlines()]
         for index, line in reversed(list(enumerate(lines))):
             if _EXIT in line:
                 # Flower says it in a block of lines, and then logs how it shuts down.

@@ -51,13 +51,13 @@ def verify(path: Path) -> list[Finding]:
         findings += check(records)
         if not passed(findings):
             return findings  # files are not held to a log that is not whole
-    folder = RunFolder(path)
+    folder, newest = RunFolder(path), _newest(path)
     return [
         *findings,
         _config(folder, records),
         *_metrics(folder, records),
-        *_checkpoints(path, lines),
-        *_ledger(folder, records),
+        *_checkpoints(newest, lines),
+        *_ledger(folder, records, newest),
         *_end(folder, records),
     ]
 
@@ -205,15 +205,21 @@ def _may_be_missing(missing: list[int], rounds: dict[int, tuple[int, Record]], r
     return not missing or (missing == [max(rounds)] and not over)
 
 
-def _checkpoints(path: Path, lines: Lines) -> Iterator[Finding]:
+def _newest(path: Path) -> Checkpoint | StateError | None:
+    """Returns the newest checkpoint of a run; why none can be read; or None where there are none."""
     checkpoints = Checkpoints(path / FOLDER)
-    if not checkpoints.rounds():
+    try:
+        return checkpoints.read_newest() if checkpoints.rounds() else None
+    except StateError as error:
+        return error
+
+
+def _checkpoints(newest: Checkpoint | StateError | None, lines: Lines) -> Iterator[Finding]:
+    if newest is None:
         yield Finding(FOLDER, "note", "there are none: lines cut off the end of the log would not be seen")
         return
-    try:
-        newest = checkpoints.read_newest()
-    except StateError as error:
-        yield Finding(FOLDER, "failed", str(error))
+    if isinstance(newest, StateError):
+        yield Finding(FOLDER, "failed", str(newest))
         return
     known = newest.facts.get("audit")
     if known is None:
@@ -236,20 +242,19 @@ def _parameters(newest: Checkpoint, records: list[Record]) -> Finding:
     return Finding(FOLDER, "ok", f"that of round {newest.round} goes with the log")
 
 
-def _ledger(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:
+def _ledger(folder: RunFolder, records: list[Record], newest: Checkpoint | StateError | None) -> Iterator[Finding]:
     """Holds the privacy ledger to the figures, where the run has one: it is begun before the line about nodes."""
     settings, nodes = records[0]["settings"], _last(records, "nodes")
     if settings.get("privacy.unit", "none") == "none" or not nodes:
         return
-    told, newest, checkpoints = {}, None, Checkpoints(folder.path / FOLDER)
-    with suppress(StateError):  # which is said where these files are looked at
+    told = {}
+    with suppress(StateError):  # which is said where the summary is looked at
         if records[-1]["what"] == "ended":
             told = folder.read_summary().get("privacy")
-    with suppress(StateError):
-        newest = checkpoints.read_newest() if checkpoints.rounds() else None
     told = told if isinstance(told, dict) else {}
+    known = newest if isinstance(newest, Checkpoint) else None
     lineage = str(records[nodes - 1].get("lineage"))
-    yield from check_ledger(folder.path, settings, lineage, folder.read_metrics(), told, newest)
+    yield from check_ledger(folder.path, settings, lineage, folder.read_metrics(), told, known)
 
 
 def _end(folder: RunFolder, records: list[Record]) -> Iterator[Finding]:
